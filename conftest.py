@@ -1,0 +1,40 @@
+"""Fixtures that every test may use: an S3 server, and an AWS environment that belongs to nobody."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import Phase, settings
+
+from tests.s3 import S3Server, s3_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def aws_of_nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test sees, or uses, the credentials of whoever runs it."""
+    absent = tmp_path_factory.mktemp("aws") / "absent"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_CONFIG_FILE", str(absent))
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(absent))
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """One server for all tests of a process: a test makes buckets of its own."""
+    with s3_server() as server:
+        yield server
+
+
+# One core of a shared machine is no place for deadlines. "quick" skips shrinking: for a first look.
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.register_profile("quick", deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
