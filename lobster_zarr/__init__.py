@@ -1,0 +1,49 @@
+"""Single-cell data on S3, read by the cell and the gene.
+
+Convert an H5AD once to chunked Zarr; from then on fetch only the cells and
+genes that a query asks for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lobster_zarr import errors
+    from lobster_zarr.convert import convert
+    from lobster_zarr.dataset import Dataset, Selection, open  # noqa: A004
+    from lobster_zarr.export import export
+    from lobster_zarr.report import ConversionReport
+    from lobster_zarr.verify import verify
+
+__all__ = ["ConversionReport", "Dataset", "Selection", "convert", "errors", "export", "open", "verify"]
+
+__version__ = _version("lobster_zarr")
+
+# Loaded on first use: anndata alone takes a second to import.
+_HOMES = {
+    "ConversionReport": "report",
+    "Dataset": "dataset",
+    "Selection": "dataset",
+    "convert": "convert",
+    "export": "export",
+    "open": "dataset",
+    "verify": "verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("lobster_zarr.errors")
+    if name not in _HOMES:
+        msg = f"module 'lobster_zarr' has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(import_module(f"lobster_zarr.{_HOMES[name]}"), name)
+    globals()[name] = value  # over the submodule of the same name, where there is one
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
