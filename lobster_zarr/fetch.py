@@ -1,0 +1,252 @@
+"""Runs plans against a store: bounded requests, decoding on all cores as bytes arrive.
+
+The reading half of the only ring that talks to a network. Must not know
+AnnData: it delivers decoded chunks of arrays to whoever asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from zarr.abc.store import RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import default_buffer_prototype
+
+from lobster_zarr.byterange import Network
+from lobster_zarr.errors import ChunkDecodeError
+from lobster_zarr.plan import MISSING, Request, index_needed, plan_chunks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from zarr.abc.store import ByteRequest
+
+    from lobster_zarr.layout import ArrayNode
+
+    Deliver = Callable[[int, np.ndarray], None]
+
+DECODE_BATCH = 32
+INDEX_CACHE_BYTES = 256 << 20
+
+
+def n_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def decode_pool() -> ThreadPoolExecutor:
+    """Return the process's pool for codecs, one thread a core."""
+    return ThreadPoolExecutor(n_cores(), "lobster-zarr-codec")
+
+
+async def together[T](*work: Coroutine[Any, Any, T]) -> list[T]:
+    """Run coroutines at once; the first failure cancels the rest and is raised as itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except BaseExceptionGroup as failures:
+        first: BaseException = failures
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from first.__cause__
+    return [task.result() for task in tasks]
+
+
+@dataclass
+class Stats:
+    """What was really read: requests and body bytes, by key."""
+
+    n_requests: int = 0
+    n_bytes: int = 0
+    by_array: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, path: str, n_bytes: int) -> None:
+        """Count one response."""
+        self.n_requests += 1
+        self.n_bytes += n_bytes
+        requests, total = self.by_array.get(path, (0, 0))
+        self.by_array[path] = requests + 1, total + n_bytes
+
+
+class Fetcher:
+    """Reads chunks of one store.
+
+    Shard indexes are kept (least recently used go first), so that a second
+    read of the same array costs its chunks alone. Safe to share between
+    threads that call through one event loop.
+
+    Parameters
+    ----------
+    store
+        Any Zarr store.
+    network
+        What the planner assumes; `network.concurrency` bounds the requests.
+    strict
+        Whether a chunk that is not there is damage (stores written by this
+        package leave none out) or Zarr's fill value.
+    """
+
+    def __init__(self, store: Store, *, network: Network, strict: bool) -> None:
+        self.store = store
+        self.network = network
+        self.strict = strict
+        self.stats = Stats()
+        self._indexes: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self._index_bytes = 0
+        self._gate = asyncio.Semaphore(network.concurrency)
+
+    async def get(self, path: str, key: str, byte_range: ByteRequest | None = None) -> memoryview | None:
+        """Read one object or range, None where it does not exist. One request."""
+        async with self._gate:
+            buffer = await self.store.get(key, default_buffer_prototype(), byte_range)
+        payload: np.ndarray = np.empty(0, np.uint8) if buffer is None else np.asarray(buffer.as_numpy_array())
+        self.stats.add(path, payload.nbytes)
+        return None if buffer is None else memoryview(payload)
+
+    async def chunks(self, node: ArrayNode, chunk_ids: np.ndarray, deliver: Deliver) -> None:
+        """Read chunks of an array and hand each to `deliver`, from worker threads.
+
+        Parameters
+        ----------
+        node
+            The array.
+        chunk_ids : ndarray of int64
+            Ascending, unique.
+        deliver
+            Called once a chunk with its number and its decoded values in full
+            chunk shape; must be safe to call from several threads.
+
+        Raises
+        ------
+        ChunkDecodeError
+            A chunk is damaged, truncated or (in a strict store) missing.
+        """
+        await self._load_indexes(node, index_needed(node, chunk_ids))
+        plan = plan_chunks(node, chunk_ids, self._known(node), self.network)
+        for chunk_id in plan.absent:
+            deliver(int(chunk_id), self._fill(node, int(chunk_id)))
+        await together(*(self._run(request, deliver) for request in plan.requests))
+
+    async def _run(self, request: Request, deliver: Deliver) -> None:
+        byte_range = None
+        if request.start is not None and request.stop is not None:
+            byte_range = RangeByteRequest(request.start, request.stop)
+        body = await self.get(request.node.path, request.key, byte_range)
+        if body is None:
+            for chunk_id in request.chunk_ids:
+                deliver(int(chunk_id), self._fill(request.node, int(chunk_id)))
+            return
+        if request.n_bytes is not None and len(body) != request.n_bytes:
+            msg = (
+                f"object {request.key!r} answered {len(body):,} bytes for the range "
+                f"[{request.start}, {request.stop}); it is truncated. Restore it or convert again."
+            )
+            raise ChunkDecodeError(msg)
+        offsets, sizes = self._places(request, body)
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(
+            *(
+                loop.run_in_executor(decode_pool(), self._decode, request, body, offsets, sizes, at, deliver)
+                for at in range(0, len(offsets), DECODE_BATCH)
+            )
+        )
+
+    def _places(self, request: Request, body: memoryview) -> tuple[np.ndarray, np.ndarray]:
+        if request.n_bytes is not None:
+            return request.offsets, request.sizes
+        node = request.node
+        if node.sharding is None:
+            return np.zeros(1, np.int64), np.full(1, len(body), np.int64)
+        tail = body[: node.index_bytes] if node.index_at_start else body[-node.index_bytes :]
+        entries = node.decode_index(tail, request.shard_id)[request.slots]
+        missing = entries[:, 0] == MISSING
+        entries = entries.astype(np.int64)
+        entries[missing] = -1
+        return entries[:, 0], entries[:, 1]
+
+    def _decode(  # noqa: PLR0913 - one batch of one response
+        self,
+        request: Request,
+        body: memoryview,
+        offsets: np.ndarray,
+        sizes: np.ndarray,
+        at: int,
+        deliver: Deliver,
+    ) -> None:
+        for i in range(at, min(at + DECODE_BATCH, len(offsets))):
+            chunk_id, offset = int(request.chunk_ids[i]), int(offsets[i])
+            if offset < 0:
+                deliver(chunk_id, self._fill(request.node, chunk_id))
+                continue
+            encoded = body[offset : offset + int(sizes[i])]
+            deliver(chunk_id, request.node.decode(encoded, chunk_id))
+
+    def _fill(self, node: ArrayNode, chunk_id: int) -> np.ndarray:
+        if self.strict:
+            shard_ids, _ = node.grid.locate(np.asarray([chunk_id]))
+            msg = (
+                f"chunk {chunk_id} of array {node.path!r} is missing from object "
+                f"{node.key(int(shard_ids[0]))!r}; this store leaves no chunk out, so an object was lost. "
+                "Restore it or convert again."
+            )
+            raise ChunkDecodeError(msg)
+        return np.full(node.grid.chunk, node.metadata.fill_value or 0, node.dtype)
+
+    def _known(self, node: ArrayNode) -> dict[int, np.ndarray]:
+        return {shard: index for (path, shard), index in self._indexes.items() if path == node.path}
+
+    async def _load_indexes(self, node: ArrayNode, shard_ids: np.ndarray) -> None:
+        wanted = [int(s) for s in shard_ids if (node.path, int(s)) not in self._indexes]
+        await together(*(self._load_index(node, shard) for shard in wanted))
+
+    async def _load_index(self, node: ArrayNode, shard: int) -> None:
+        byte_range: Any = SuffixByteRequest(node.index_bytes)
+        if node.index_at_start:
+            byte_range = RangeByteRequest(0, node.index_bytes)
+        body = await self.get(node.path, node.key(shard), byte_range)
+        if body is None:
+            if self.strict:
+                self._fill(node, int(shard))
+            slots = int(np.prod(node.grid.chunks_per_shard))
+            index = np.full((slots, 2), MISSING, np.uint64)
+        else:
+            index = node.decode_index(body, shard)
+        self.remember(node, shard, index)
+
+    def remember(self, node: ArrayNode, shard: int, index: np.ndarray) -> None:
+        """Keep a shard's index."""
+        self._indexes[node.path, shard] = index
+        self._index_bytes += index.nbytes
+        while self._index_bytes > INDEX_CACHE_BYTES and len(self._indexes) > 1:
+            _, old = self._indexes.popitem(last=False)
+            self._index_bytes -= old.nbytes
+
+    def remember_sizes(self, nodes: tuple[ArrayNode, ...], sizes: np.ndarray) -> None:
+        """Derive shard indexes from a ``chunk_sizes`` array.
+
+        Parameters
+        ----------
+        nodes
+            The arrays that the rows of `sizes` describe.
+        sizes : ndarray of uint32, shape (len(nodes), n_chunks)
+            Encoded bytes of each chunk; chunks lie one after another in a shard.
+        """
+        for node, row in zip(nodes, sizes.astype(np.uint64), strict=True):
+            per_shard = node.grid.chunks_per_shard[0]
+            for shard in range(node.grid.shards_per_axis[0]):
+                own = row[shard * per_shard : (shard + 1) * per_shard]
+                index = np.full((per_shard, 2), MISSING, np.uint64)
+                index[: len(own), 0] = np.cumsum(own) - own
+                index[: len(own), 1] = own
+                self.remember(node, shard, index)
+
+    def knows(self, node: ArrayNode) -> bool:
+        """Whether the index of the array's first shard is known already."""
+        return (node.path, 0) in self._indexes

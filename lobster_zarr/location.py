@@ -1,0 +1,233 @@
+"""What a URI and its `storage_options` say: where a store is, and with whose credentials.
+
+Knows schemes, s3fs's option names, the AWS environment and boto3's credential
+chain. No secret appears in a text that it makes. Must not open anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from lobster_zarr import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_SCHEMES = ("s3", "gs", "az", "http", "https", "memory", "file")
+# Two letters at least, so that a Windows drive is a path; one slash is enough, as pathlib.Path leaves one.
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//?)(.*)", re.DOTALL)
+NO_CREDENTIALS = (
+    "No usable AWS credentials, expected key and secret in storage_options, AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY, or a profile. For a public bucket pass anon=True in storage_options."
+)
+
+
+@dataclass(frozen=True)
+class Location:
+    """A parsed URI; `root` is a path, a bucket, a host, or the name of a memory store."""
+
+    scheme: str
+    root: str
+    prefix: str = ""
+    userinfo: str = field(default="", repr=False)
+    query: str = field(default="", repr=False)
+
+    @classmethod
+    def of(cls, uri: str | os.PathLike[str]) -> Self:
+        """Parse a URI of any kind; `check` judges it."""
+        text = os.fsdecode(uri)
+        match = _URI.fullmatch(text)
+        scheme = match[1].lower() if match else ""
+        scheme = {"s3a": "s3", "gcs": "gs"}.get(scheme, scheme)
+        if match is None or (scheme not in _SCHEMES and match[2] == "/"):
+            return cls("file", str(Path(text).expanduser()) if text else "")
+        if scheme == "file":
+            return cls("file", url2pathname("/" + match[3].removeprefix("localhost/").lstrip("/")))
+        rest, _, query = match[3].partition("?")
+        if scheme == "memory":
+            return cls(scheme, rest.strip("/"), query=query)
+        authority, _, path = rest.partition("/")
+        userinfo, _, root = authority.rpartition("@")
+        return cls(scheme, root, path.strip("/"), userinfo, query)
+
+    def __str__(self) -> str:
+        if self.scheme == "file":
+            return self.root
+        return f"{self.scheme}://{self.root}" + (f"/{self.prefix}" if self.prefix else "")
+
+    @property
+    def url(self) -> str:
+        """The URI in full, secrets and all."""
+        login, query = f"{self.userinfo}@" if self.userinfo else "", f"?{self.query}" if self.query else ""
+        return f"{self.scheme}://{login}{self.root}/{self.prefix}{query}"
+
+    def check(self) -> None:
+        """Refuse what cannot be opened, and credentials where they would be shown."""
+        if self.scheme not in _SCHEMES:
+            raise errors.InvalidArgumentError(
+                f"Cannot open a {self.scheme!r} URI, expected a local path or one of {', '.join(_SCHEMES)}."
+                f"{errors.did_you_mean(self.scheme, _SCHEMES)}"
+            )
+        if not self.root:
+            raise errors.InvalidArgumentError(
+                f"The URI {str(self)!r} is not whole, expected s3://bucket/name."
+            )
+        if self.scheme not in {"http", "https"} and (self.userinfo or self.query):
+            raise errors.InvalidArgumentError(
+                f"The URI of {self} holds credentials or a query, expected {self.scheme}://bucket/name. "
+                "Pass credentials in storage_options or the environment."
+            )
+        if self.prefix:
+            check_key(self.prefix)
+
+
+@dataclass(frozen=True)
+class Access:
+    """`storage_options`, with the environment's endpoint and region. Fields without repr are secret."""
+
+    key: str | None = field(default=None, repr=False)
+    secret: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    endpoint_url: str | None = None
+    anon: bool = False
+    profile: str | None = None
+    requester_pays: bool = False
+    region: str | None = None
+    verify: bool | str = True
+    allow_http: bool = False
+
+    @classmethod
+    def of(cls, storage_options: Mapping[str, Any] | None) -> Self:
+        """Read and check `storage_options`."""
+        given = {name: value for name, value in (storage_options or {}).items() if value is not None}
+        client = dict(given.pop("client_kwargs", {}))
+        _check_names("storage_options", given, [f.name for f in fields(cls)] + ["client_kwargs"])
+        _check_names("client_kwargs", client, ["region_name", "endpoint_url", "verify"])
+        if "region_name" in client:
+            client["region"] = client.pop("region_name")
+        env = os.environ.get
+        found = {
+            "endpoint_url": env("AWS_ENDPOINT_URL_S3") or env("AWS_ENDPOINT_URL"),
+            "region": env("AWS_REGION") or env("AWS_DEFAULT_REGION"),
+        }
+        access = cls(**found | client | given)
+        if bool(access.key) != bool(access.secret):
+            raise errors.InvalidArgumentError("storage_options has one of key and secret, expected both.")
+        return access
+
+    def public(self) -> dict[str, Any]:
+        """The fields that may be shown and sent."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
+
+    def check_endpoint(self) -> None:
+        """Refuse what is no endpoint, or would send secrets in the clear."""
+        parts = urlsplit(self.endpoint_url or "https://aws")
+        shown = display_uri(self.endpoint_url or "")
+        if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
+            raise errors.InvalidArgumentError(f"The endpoint is {shown!r}, expected https://host[:port].")
+        if parts.scheme == "http" and not (self.allow_http or _is_loopback(parts.hostname)):
+            raise errors.InvalidArgumentError(
+                f"The endpoint {shown!r} would carry everything unencrypted, expected https. "
+                "If the network is your own, pass allow_http=True in storage_options."
+            )
+
+    def keys(self) -> tuple[str, str, str | None] | None:
+        """Key, secret, token: of the options, else of the environment, else None (boto3 is to find them)."""
+        if self.key and self.secret:
+            return self.key, self.secret, self.token
+        env = os.environ.get
+        key, secret = env("AWS_ACCESS_KEY_ID"), env("AWS_SECRET_ACCESS_KEY")
+        return (key, secret, env("AWS_SESSION_TOKEN")) if key and secret and not self.profile else None
+
+    def session(self) -> Any:
+        """A boto3 session of these credentials."""
+        import boto3
+        from botocore.exceptions import ProfileNotFound
+
+        profile = None if self.keys() else self.profile
+        try:
+            return boto3.Session(*(self.keys() or ()), region_name=self.region, profile_name=profile)
+        except ProfileNotFound as error:
+            name = profile or os.environ.get("AWS_PROFILE", "")
+            raise errors.CredentialsError(
+                f"No AWS profile {name!r}, expected one of the AWS configuration or credentials file. "
+                "Run `aws configure --profile NAME`, or pass key and secret in storage_options."
+            ) from error
+
+    def provider(self) -> tuple[Any, str | None]:
+        """A credential provider for obstore, and the region that the profile names.
+
+        Fixed keys go this way too: in its config, obstore would join them to
+        the session token of the environment.
+        """
+        if keys := self.keys():
+            fixed = {
+                "access_key_id": keys[0],
+                "secret_access_key": keys[1],
+                "token": keys[2],
+                "expires_at": None,
+            }
+            return lambda: fixed, None
+        from botocore.exceptions import BotoCoreError
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        session = self.session()
+        try:
+            if session.get_credentials() is not None:
+                return Boto3CredentialProvider(session), session.region_name
+        except BotoCoreError as error:
+            raise errors.CredentialsError(NO_CREDENTIALS) from error
+        raise errors.CredentialsError(NO_CREDENTIALS)
+
+
+def _check_names(where: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            hint = errors.did_you_mean(name, known)
+            raise errors.InvalidArgumentError(f"Unknown {where} {name!r}, expected {', '.join(known)}.{hint}")
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that is not names joined by slashes."""
+    if "\\" in key or any(segment in {"", ".", ".."} for segment in key.split("/")):
+        raise errors.InvalidArgumentError(
+            f"The key {key!r} may leave its store, expected names joined by single slashes, without '..'."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost" or host.endswith(".localhost")
+
+
+def display_uri(uri: str | os.PathLike[str]) -> str:
+    """The URI as fit for messages: no user, password, query (presigned signatures) or trailing slash."""
+    return str(Location.of(uri))
+
+
+def is_local(uri: str | os.PathLike[str]) -> bool:
+    """Whether the URI is a path of this machine."""
+    return Location.of(uri).scheme == "file"
+
+
+def local_path(uri: str | os.PathLike[str]) -> Path:
+    """The path of a local URI, ``~`` expanded.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The URI is not local.
+    """
+    where = Location.of(uri)
+    if where.scheme != "file":
+        raise errors.InvalidArgumentError(f"{where} is not a local path, expected one. Copy it here first.")
+    return Path(where.root)

@@ -1,0 +1,114 @@
+"""Opens one object, such as a raw .h5ad, as a seekable file.
+
+Knows fsspec and s3fs. Must not know of Zarr or of what a file holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from lobster_zarr import errors
+from lobster_zarr.location import Access, Location
+from lobster_zarr.refusal import CONNECT_SECONDS, READ, STALL_SECONDS, Attempt
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+    from typing import BinaryIO
+
+_FILE_BLOCK_BYTES = 8 << 20
+
+
+@contextlib.contextmanager
+def open_file(
+    uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> Iterator[BinaryIO]:
+    """Open one object, such as a raw .h5ad, as a seekable binary file.
+
+    Parameters
+    ----------
+    uri
+        A local path, ``s3://`` (s3fs), ``http(s)://``, or ``gs://`` and ``az://`` where fsspec's
+        packages for them are installed.
+    storage_options
+        As for `open_store`.
+
+    Yields
+    ------
+    binary file
+        Reads ahead in blocks of 8 MiB where it is remote.
+
+    Raises
+    ------
+    NotFoundError, StorageError
+        There is no such object, or the storage refused it. Reads within the
+        block raise what the client raises.
+    UnsupportedError
+        Nothing is installed that reads files of this scheme.
+    """
+    import aiohttp
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    where, access = Location.of(uri), Access.of(storage_options)
+    where.check()
+    try:
+        file = _open_raw(where, access)
+    except errors.LobsterZarrError:
+        raise
+    except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+        cause = None if where.query or where.userinfo else error
+        answer: Exception = error
+        refused = error.__cause__ or error  # fsspec calls whatever HTTP answers "not found"
+        if isinstance(refused, aiohttp.ClientResponseError) and refused.status in {401, 403}:
+            answer = PermissionError()
+        parent, _, name = where.prefix.rpartition("/")
+        failure = Attempt(READ, name, replace(where, prefix=parent), access).failure(answer)
+        if isinstance(failure, FileNotFoundError) and not isinstance(failure, errors.LobsterZarrError):
+            failure = errors.NotFoundError(f"There is no file at {where}. Check the path.")
+        raise failure from cause
+    with file:
+        yield file
+
+
+def _open_raw(where: Location, access: Access) -> BinaryIO:
+    if where.scheme == "file":
+        return Path(where.root).open("rb")
+    import fsspec
+
+    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+    path = f"{where.root}/{where.prefix}"
+    if where.scheme == "s3":
+        access.check_endpoint()
+        options |= _s3fs_options(access)
+    elif where.scheme in {"http", "https"}:
+        path = where.url
+    try:
+        files = fsspec.filesystem("" if where.scheme == "memory" else where.scheme, **options)
+    except (ImportError, ValueError) as error:
+        raise errors.UnsupportedError(
+            f"Nothing installed here reads {where}. Copy the file here first."
+        ) from error
+    return cast("BinaryIO", files.open(path, "rb", block_size=_FILE_BLOCK_BYTES, cache_type="readahead"))
+
+
+def _s3fs_options(access: Access) -> dict[str, Any]:
+    key, secret, token = access.keys() or (None, None, None)
+    return {
+        "key": key,
+        "secret": secret,
+        "token": token,
+        "anon": access.anon,
+        "profile": access.profile,
+        "endpoint_url": access.endpoint_url,
+        "requester_pays": access.requester_pays,
+        "client_kwargs": {"region_name": access.region, "verify": access.verify},
+        "config_kwargs": {
+            "connect_timeout": CONNECT_SECONDS,
+            "read_timeout": STALL_SECONDS,
+            "retries": {"max_attempts": 2},
+            "s3": {"addressing_style": "path" if access.endpoint_url else "auto"},
+        },
+    }

@@ -1,0 +1,105 @@
+"""Opens a store: reads its metadata, in one request where it is consolidated.
+
+Knows Zarr's metadata objects of version 2 and 3. Must not know AnnData.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+from zarr.core.buffer import default_buffer_prototype
+
+from lobster_zarr.errors import FormatError, NotFoundError
+from lobster_zarr.layout import ATTRIBUTE, MARKER, Tree
+from lobster_zarr.store import display_uri, explain_missing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from zarr.abc.store import Store
+
+V2_FILES = (".zgroup", ".zarray", ".zattrs")
+
+
+async def read_tree(store: Store, uri: str) -> Tree:
+    """Read all metadata of a store.
+
+    One request for a consolidated store of Zarr version 3, two to four for one
+    of version 2; a store without consolidated metadata costs a listing and a
+    request for each node.
+
+    Raises
+    ------
+    NotFoundError
+        There is no store, or only an unfinished conversion.
+    FormatError
+        The metadata is damaged.
+    """
+    root = await _document(store, "zarr.json", uri)
+    if root is not None:
+        if root.get("node_type") != "group":
+            msg = f"{display_uri(uri)} is a single Zarr array; expected an AnnData store (a group)."
+            raise FormatError(msg)
+        consolidated = root.pop("consolidated_metadata", None)
+        nodes = consolidated["metadata"] if consolidated else await _walk(store, uri)
+        return Tree({"": root, **nodes})
+    flat = await _document(store, ".zmetadata", uri)
+    if flat is not None:
+        return _tree_v2(flat["metadata"])
+    if await _document(store, ".zgroup", uri) is not None:
+        keys = [k async for k in store.list_prefix("") if k.rpartition("/")[2] in V2_FILES]
+        documents = await asyncio.gather(*(_document(store, k, uri) for k in keys))
+        return _tree_v2(dict(zip(keys, documents, strict=True)))
+    return await _nothing(store, uri)
+
+
+async def _nothing(store: Store, uri: str) -> Tree:
+    where = display_uri(uri)
+    if await _document(store, MARKER, uri) is not None:
+        msg = f"{where} is an unfinished conversion; convert to it again (it is replaced)."
+        raise NotFoundError(msg)
+    reason = await explain_missing(store)
+    if reason is not None:
+        raise reason
+    msg = f"{where} holds no Zarr store (no zarr.json, no .zgroup); check the path, or convert to it first."
+    raise NotFoundError(msg)
+
+
+async def _document(store: Store, key: str, uri: str) -> dict[str, Any] | None:
+    buffer = await store.get(key, default_buffer_prototype())
+    if buffer is None:
+        return None
+    try:
+        document: dict[str, Any] = json.loads(buffer.to_bytes())
+    except ValueError as error:
+        msg = f"{key!r} of {display_uri(uri)} is not valid JSON ({error}); the store is damaged."
+        raise FormatError(msg) from error
+    return document
+
+
+async def _walk(store: Store, uri: str) -> dict[str, Any]:
+    keys = [k async for k in store.list_prefix("") if k.endswith("/zarr.json")]
+    documents = await asyncio.gather(*(_document(store, k, uri) for k in keys))
+    return {k.removesuffix("/zarr.json"): d for k, d in zip(keys, documents, strict=True) if d}
+
+
+def _tree_v2(files: Mapping[str, Any]) -> Tree:
+    nodes: dict[str, dict[str, Any]] = {}
+    for key, document in files.items():
+        path, _, name = key.rpartition("/")
+        node = nodes.setdefault(path, {"attributes": {}})
+        match name:
+            case ".zattrs":
+                node["attributes"] = document
+            case ".zarray":
+                node |= {**document, "node_type": "array"}
+            case ".zgroup":
+                node |= {"node_type": "group"}
+    return Tree(nodes, zarr_format=2)
+
+
+def is_ours(tree: Tree) -> bool:
+    """Whether this package wrote the store: no chunk is left out of it."""
+    return ATTRIBUTE in tree.attributes("")
