@@ -1,0 +1,258 @@
+"""The command line: ``lobster-zarr convert | info | query | export | verify | demo``.
+
+Every failure is one line on standard error and exit status 2. Must not hold
+logic of its own: each command is one call of the Python interface.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
+
+if TYPE_CHECKING:
+    from lobster_zarr.dataset import Selection
+
+app = typer.Typer(
+    name="lobster-zarr",
+    help="Single-cell data on S3, read by the cell and the gene.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Endpoint = Annotated[
+    str | None,
+    typer.Option("--endpoint-url", help="S3 endpoint; AWS_ENDPOINT_URL by default.", metavar="URL"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Codec(StrEnum):
+    """Codec profiles."""
+
+    small = "small"
+    fast = "fast"
+    compatible = "compatible"
+
+
+class RowOrder(StrEnum):
+    """Orders of a result."""
+
+    source = "source"
+    storage = "storage"
+
+
+class Compression(StrEnum):
+    """Compressions of an exported H5AD."""
+
+    gzip = "gzip"
+    lzf = "lzf"
+    none = "none"
+
+
+def _options(endpoint_url: str | None) -> dict[str, Any]:
+    return {"endpoint_url": endpoint_url} if endpoint_url else {}
+
+
+@app.command()
+def convert(  # noqa: PLR0913 - one option a parameter
+    src: Annotated[str, typer.Argument(help="An .h5ad or AnnData-Zarr store: path or URI.")],
+    dest: Annotated[str, typer.Argument(help="The store to write: path or URI.")],
+    *,
+    sort_by: Annotated[
+        list[str] | None, typer.Option(help="Group the rows by this obs column; repeatable.")
+    ] = None,
+    gene_major: Annotated[
+        bool | None,
+        typer.Option(
+            "--gene-major/--no-gene-major", help="Store X by gene too (by default where X is sparse)."
+        ),
+    ] = None,
+    codec: Annotated[
+        Codec, typer.Option(help="small: pcodec; fast: lz4; compatible: zstd, for browsers.")
+    ] = Codec.small,
+    memory_limit: Annotated[str, typer.Option(help="Memory that the process should not exceed.")] = "2GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is there.")] = False,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert an H5AD to a chunked store, once."""
+    import lobster_zarr as lz
+
+    report = lz.convert(
+        src,
+        dest,
+        sort_by=sort_by or [],
+        gene_major="auto" if gene_major is None else gene_major,
+        codec=codec.value,
+        memory_limit=memory_limit,
+        overwrite=overwrite,
+        storage_options=_options(endpoint_url),
+    )
+    typer.echo(json.dumps(report.to_dict()) if as_json else str(report))
+
+
+@app.command()
+def info(
+    uri: Annotated[str, typer.Argument(help="A store: path or URI.")],
+    *,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a store holds: one request."""
+    import lobster_zarr as lz
+
+    told = lz.open(uri, _options(endpoint_url)).info()
+    typer.echo(json.dumps(told.to_dict()) if as_json else str(told))
+
+
+@app.command()
+def query(  # noqa: PLR0913 - one option a parameter
+    uri: Annotated[str, typer.Argument(help="A store: path or URI.")],
+    expr: Annotated[
+        str, typer.Argument(help="Which cells: \"cell_type == 'T cell' and n_counts > 500\", or SQL.")
+    ],
+    *,
+    var: Annotated[
+        str | None, typer.Option(help="Genes, comma separated; all by default.", metavar="A,B")
+    ] = None,
+    order: Annotated[RowOrder, typer.Option(help="Row order of the result.")] = RowOrder.source,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="out.h5ad, out.zarr, out.parquet or out.csv; the count alone without."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch the cells that match, and nothing else."""
+    import lobster_zarr as lz
+
+    if out is not None:
+        _check_output(out, overwrite=overwrite)
+    data = lz.open(uri, _options(endpoint_url))
+    names = [v.strip() for v in var.split(",") if v.strip()] if var is not None else None
+    selection = data.query(expr, names, order=order.value)
+    told: dict[str, Any] = {"uri": data.uri, "expr": expr}
+    if out is None:
+        told["n_obs"] = selection.count()
+    else:
+        told |= {"n_obs": _save(selection, out, overwrite=overwrite), "out": str(out)}
+    told |= {"requests": data.stats.n_requests, "bytes": data.stats.n_bytes}
+    if as_json:
+        typer.echo(json.dumps(told))
+        return
+    where = f" → {out}" if out else ""
+    typer.echo(f"{told['n_obs']:,} cells{where}  ({told['requests']} requests, {told['bytes']:,} bytes)")
+
+
+OUTPUTS = (".h5ad", ".zarr", ".parquet", ".csv")
+
+
+def _check_output(out: Path, *, overwrite: bool) -> None:
+    from lobster_zarr.errors import ConflictError
+
+    if out.suffix not in OUTPUTS:
+        msg = f"cannot write {out.name!r}: expected a name that ends in {', '.join(OUTPUTS)}."
+        raise InvalidArgumentError(msg)
+    if out.exists() and not overwrite:
+        msg = f"{out} exists; pass --overwrite to replace it."
+        raise ConflictError(msg)
+
+
+def _save(selection: Selection, out: Path, *, overwrite: bool) -> int:
+    """Write a selection by suffix; a file appears under its name only when it is whole."""
+    import lobster_zarr as lz
+
+    if out.suffix == ".zarr":
+        result = selection.to_memory()
+        lz.convert(result, out, overwrite=overwrite)
+        return int(result.n_obs)
+    part = out.with_name(f".{out.name}.part")
+    try:
+        if out.suffix == ".h5ad":
+            result = selection.to_memory()
+            result.write_h5ad(part, convert_strings_to_categoricals=False)
+        else:
+            result = selection.to_pandas()
+            result.index.name = result.index.name or "index"
+            result.to_csv(part) if out.suffix == ".csv" else selection.write_parquet(part)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    return len(result)
+
+
+@app.command()
+def export(
+    uri: Annotated[str, typer.Argument(help="A store: path or URI.")],
+    out: Annotated[Path, typer.Argument(help="The .h5ad to write.")],
+    *,
+    compression: Annotated[Compression, typer.Option(help="Of the file.")] = Compression.gzip,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    endpoint_url: Endpoint = None,
+) -> None:
+    """Write a whole store back to an H5AD."""
+    import lobster_zarr as lz
+
+    if out.suffix != ".h5ad":
+        msg = f"cannot export to {out.name!r}: expected a name that ends in .h5ad."
+        raise InvalidArgumentError(msg)
+    path = lz.export(
+        uri,
+        out,
+        compression=None if compression is Compression.none else compression.value,
+        overwrite=overwrite,
+        storage_options=_options(endpoint_url),
+    )
+    typer.echo(f"{path} ({path.stat().st_size:,} bytes)")
+
+
+@app.command()
+def verify(
+    uri: Annotated[str, typer.Argument(help="A store: path or URI.")],
+    *,
+    against: Annotated[str | None, typer.Option(help="The source to compare with.", metavar="SRC")] = None,
+    endpoint_url: Endpoint = None,
+) -> None:
+    """Read every chunk of a store and check it; with --against, compare it with its source."""
+    import lobster_zarr as lz
+
+    typer.echo(str(lz.verify(uri, against, storage_options=_options(endpoint_url))))
+
+
+@app.command()
+def demo() -> None:
+    """See the main job: an embedded S3, a real data set, one cell type and three genes."""
+    from lobster_zarr.demo import run_demo
+
+    run_demo()
+
+
+def main() -> None:
+    """Run the command line. Exit status 0; 2 with one line on standard error; 130 on Ctrl-C."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        print(f"lobster-zarr: {error.format_message()}", file=sys.stderr)
+        sys.exit(2)
+    except LobsterZarrError as error:
+        print(f"lobster-zarr: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        print("lobster-zarr: interrupted; nothing half-written was left.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

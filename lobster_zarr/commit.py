@@ -1,0 +1,229 @@
+"""Writes one store so that it exists wholly or not at all.
+
+Objects are uploaded in the background as they are produced; metadata waits
+and goes up in bulk; the root ``zarr.json`` with consolidated metadata is the
+last object, the commit point. Must not know what the arrays mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from zarr.core.buffer import default_buffer_prototype
+
+from lobster_zarr.errors import ConflictError
+from lobster_zarr.layout import MARKER
+from lobster_zarr.store import display_uri, open_store, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from types import TracebackType
+
+    from zarr.abc.store import Store
+
+    from lobster_zarr.layout import ArrayNode
+
+UPLOADS = 32
+IN_FLIGHT_BYTES = 96 << 20
+STORE_ENCODINGS = ("anndata", "MuData", "raw")
+
+
+@dataclass
+class _Window:
+    """Bounds the bytes that wait for the network."""
+
+    limit_bytes: int
+    used_bytes: int = 0
+    condition: threading.Condition = field(default_factory=threading.Condition)
+
+    def acquire(self, n_bytes: int) -> None:
+        with self.condition:
+            self.condition.wait_for(
+                lambda: self.used_bytes == 0 or self.used_bytes + n_bytes <= self.limit_bytes
+            )
+            self.used_bytes += n_bytes
+
+    def release(self, n_bytes: int) -> None:
+        with self.condition:
+            self.used_bytes -= n_bytes
+            self.condition.notify_all()
+
+
+class Commit:
+    """A store under construction; a context manager.
+
+    Leaving the block without :meth:`finish` (an error, Ctrl-C) deletes what was
+    written. A killed process leaves a marker object and no root metadata:
+    nothing that opens, and the next :class:`Commit` there replaces it.
+
+    Parameters
+    ----------
+    uri
+        Destination.
+    storage_options
+        As for :func:`lobster_zarr.open`.
+    overwrite
+        Replace a store that is there.
+
+    Raises
+    ------
+    ConflictError
+        The destination holds a store and `overwrite` is false, or holds
+        something that is not an AnnData or MuData store.
+    """
+
+    def __init__(
+        self, uri: str, storage_options: Mapping[str, Any] | None = None, *, overwrite: bool = False
+    ) -> None:
+        self.uri = uri
+        self.store: Store = open_store(uri, storage_options, read_only=False)
+        self.overwrite = overwrite
+        self.replaced = ""
+        self.n_objects = 0
+        self.stored_bytes = 0
+        self._nodes: dict[str, dict[str, Any]] = {}
+        self._keys: list[str] = []
+        self._window = _Window(IN_FLIGHT_BYTES)
+        self._pool = ThreadPoolExecutor(UPLOADS, "lobster-zarr-put")
+        self._errors: list[BaseException] = []
+        self._finished = False
+
+    def __enter__(self) -> Self:
+        stale = run(self._survey())
+        self._put_now(MARKER, json.dumps({"writer": "lobster_zarr"}).encode())
+        if stale:
+            # The root goes first: from here on the old store does not open.
+            roots = [k for k in stale if k in {"zarr.json", ".zgroup", ".zmetadata", ".zattrs"}]
+            run(self._delete(roots))
+            run(self._delete(k for k in stale if k not in roots and k != MARKER))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=not self._finished)
+        if not self._finished:
+            run(self._delete([*self._keys, MARKER]))
+
+    async def _survey(self) -> list[str]:
+        """Look at what the destination holds; return the keys to be replaced."""
+        names = [name async for name in self.store.list_dir("")]
+        top = {name.rstrip("/") for name in names}
+        if not top:
+            return []
+        where = display_uri(self.uri)
+        if MARKER in top:
+            self.replaced = "an unfinished conversion"
+        elif top & {"zarr.json", ".zgroup"}:
+            encoding = await self._encoding("zarr.json" if "zarr.json" in top else ".zattrs")
+            if encoding not in STORE_ENCODINGS:
+                msg = (
+                    f"{where} holds a Zarr hierarchy that is not an AnnData or MuData store "
+                    f"(encoding-type {encoding!r}); choose another destination or delete it yourself."
+                )
+                raise ConflictError(msg)
+            if not self.overwrite:
+                msg = f"{where} already holds a store; pass overwrite=True (--overwrite) to replace it."
+                raise ConflictError(msg)
+            self.replaced = "a store"
+        else:
+            some = ", ".join(sorted(top)[:3])
+            msg = (
+                f"{where} is not empty and holds no store (found {some}, …); "
+                "choose an empty destination: nothing of yours is deleted."
+            )
+            raise ConflictError(msg)
+        return [key async for key in self.store.list_prefix("")]
+
+    async def _encoding(self, key: str) -> str:
+        buffer = await self.store.get(key, default_buffer_prototype())
+        if buffer is None:
+            return ""
+        document = json.loads(buffer.to_bytes())
+        return str(document.get("attributes", document).get("encoding-type", ""))
+
+    def group(self, path: str, attributes: Mapping[str, Any]) -> None:
+        """Add a group to the metadata."""
+        self._nodes[path] = {"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"}
+
+    def array(self, node: ArrayNode) -> None:
+        """Add an array to the metadata."""
+        self._nodes[node.path] = node.to_json()
+
+    def put(self, key: str, payload: bytes) -> None:
+        """Upload an object in the background; waits while too many bytes are under way.
+
+        Raises
+        ------
+        StorageError
+            An earlier upload failed.
+        """
+        self._check()
+        self._window.acquire(len(payload))
+        self._keys.append(key)
+        future = self._pool.submit(self._put_now, key, payload)
+        future.add_done_callback(lambda done: self._done(done, len(payload)))
+
+    def _put_now(self, key: str, payload: bytes) -> None:
+        buffer = default_buffer_prototype().buffer.from_bytes(payload)
+        run(self.store.set(key, buffer))
+        self.n_objects += 1
+        self.stored_bytes += len(payload)
+
+    def _done(self, future: Future[None], n_bytes: int) -> None:
+        self._window.release(n_bytes)
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            self._errors.append(error)
+
+    def _check(self) -> None:
+        if self._errors:
+            raise self._errors[0]
+
+    def _flush(self) -> None:
+        self._window.acquire(self._window.limit_bytes)
+        self._window.release(self._window.limit_bytes)
+        self._check()
+
+    def finish(self, attributes: Mapping[str, Any]) -> None:
+        """Upload the metadata, the root last, and take the marker away.
+
+        Parameters
+        ----------
+        attributes
+            Of the root group.
+        """
+        for path, document in self._nodes.items():
+            self.put(f"{path}/zarr.json", _dump(document))
+        self._flush()
+        root = {
+            "zarr_format": 3,
+            "node_type": "group",
+            "attributes": dict(attributes),
+            "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": self._nodes},
+        }
+        self._put_now("zarr.json", _dump(root))
+        self._finished = True
+        run(self.store.delete(MARKER))
+
+    async def _delete(self, keys: Iterable[str]) -> None:
+        gate = asyncio.Semaphore(UPLOADS)
+
+        async def one(key: str) -> None:
+            async with gate:
+                await self.store.delete(key)
+
+        await asyncio.gather(*(one(key) for key in keys))
+
+
+def _dump(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":"), default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - numpy scalars and arrays in attributes
+    return value.tolist()

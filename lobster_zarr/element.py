@@ -1,0 +1,190 @@
+"""Reads one element of an AnnData store as the object that AnnData would give.
+
+Matrices by rows and columns, through whichever layout is cheaper; everything
+else whole, by AnnData's own readers over bytes that were fetched at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import numpy as np
+import zarr
+from scipy import sparse
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from lobster_zarr.dense import Runs, read_array
+from lobster_zarr.fetch import together
+from lobster_zarr.errors import ChunkDecodeError, UnsupportedError
+from lobster_zarr.layout import COMPANION
+from lobster_zarr.sparse import SparseReader
+
+if TYPE_CHECKING:
+    from lobster_zarr.fetch import Fetcher
+    from lobster_zarr.layout import Tree
+
+Matrix = np.ndarray | sparse.csr_matrix | sparse.csc_matrix | sparse.csr_array | sparse.csc_array
+
+
+class ElementReader:
+    """Reads the elements of one store; keeps what every plan over a matrix needs.
+
+    Parameters
+    ----------
+    fetcher
+        Of the store.
+    tree
+        The store's nodes.
+    """
+
+    def __init__(self, fetcher: Fetcher, tree: Tree) -> None:
+        self.fetcher, self.tree = fetcher, tree
+        self._sparse: dict[str, SparseReader] = {}
+
+    def is_sparse(self, path: str) -> bool:
+        """Whether a node is a compressed sparse matrix."""
+        return self.tree.encoding(path) in {"csr_matrix", "csc_matrix"}
+
+    def is_matrix(self, path: str) -> bool:
+        """Whether a node can be read by rows."""
+        if self.is_sparse(path):
+            return True
+        return (
+            self.tree.is_array(path)
+            and self.tree.encoding(path) in {"array", ""}
+            and bool(self.tree.array(path).shape)
+        )
+
+    def sparse(self, path: str) -> SparseReader:
+        """Return the reader of a sparse matrix, the same one every time."""
+        if path not in self._sparse:
+            self._sparse[path] = SparseReader(self.fetcher, self.tree, path)
+        return self._sparse[path]
+
+    async def matrix(self, path: str, rows: Runs | None, columns: Runs | None) -> Matrix:
+        """Read a matrix by rows and columns, both in storage order.
+
+        Parameters
+        ----------
+        path
+            Of the element.
+        rows, columns
+            None for all.
+
+        Returns
+        -------
+        ndarray or sparse matrix
+            In the format that it is stored in.
+        """
+        if not self.is_sparse(path):
+            if not self.is_matrix(path):
+                msg = f"{path!r} has the encoding {self.tree.encoding(path)!r}; expected a matrix."
+                raise UnsupportedError(msg)
+            return await read_array(self.fetcher, self.tree.array(path), rows, columns)
+        reader = self.sparse(path)
+        majors, minors = (rows, columns) if reader.row_major else (columns, rows)
+        twin = await self._cheaper(path, majors, minors)
+        if twin is not None:
+            parts = (
+                await twin.read_projected(minors, majors.positions()) if majors else await twin.read(minors)
+            )
+            n_major, n_minor = self._extent(twin, minors, majors)
+            return _build(parts, n_major, n_minor, row_major=twin.row_major).asformat(
+                "csr" if reader.row_major else "csc"
+            )
+        parts = (
+            await reader.read_projected(majors, minors.positions()) if minors else await reader.read(majors)
+        )
+        n_major, n_minor = self._extent(reader, majors, minors)
+        return _build(parts, n_major, n_minor, row_major=reader.row_major)
+
+    async def _cheaper(self, path: str, majors: Runs | None, minors: Runs | None) -> SparseReader | None:
+        """Return the companion where it holds fewer of the wanted values' bytes."""
+        companion = f"{path}/{COMPANION}"
+        if minors is None or not self.is_sparse(companion):
+            return None
+        main, twin = self.sparse(path), self.sparse(companion)
+        await together(main.prepare(), twin.prepare())
+        if await twin.values_in(minors) < await main.values_in(majors):
+            return twin
+        return None
+
+    @staticmethod
+    def _extent(reader: SparseReader, majors: Runs | None, minors: Runs | None) -> tuple[int, int]:
+        shape = reader.shape if reader.row_major else reader.shape[::-1]
+        return majors.total if majors else shape[0], minors.total if minors else shape[1]
+
+    async def whole(self, path: str) -> Any:  # noqa: ANN401 - any AnnData element
+        """Read an element whole: all its objects at once, then AnnData's reader.
+
+        Raises
+        ------
+        ChunkDecodeError
+            Its bytes are damaged.
+        """
+        memory = MemoryStore()
+        keys = [(p, k) for p in self.tree.arrays_below(path) for k in self.tree.array(p).keys()]
+        bodies = await together(*(self.fetcher.get(p, k) for p, k in keys))
+        prototype = default_buffer_prototype()
+        for (_, key), body in zip(keys, bodies, strict=True):
+            if body is None and self.fetcher.strict:
+                msg = f"object {key!r} is missing from the store; restore it or convert again."
+                raise ChunkDecodeError(msg)
+            if body is not None:
+                await memory.set(key, prototype.buffer.from_bytes(bytes(body)))
+        for key, document in self._metadata(path).items():
+            await memory.set(key, prototype.buffer.from_bytes(json.dumps(document).encode()))
+        return await asyncio.to_thread(self._read, memory, path)
+
+    def _metadata(self, path: str) -> dict[str, Any]:
+        nodes = {p: n for p, n in self.tree.nodes.items() if p == path or p.startswith(f"{path}/")}
+        parents = path.split("/")[:-1]
+        for i in range(len(parents) + 1):
+            nodes["/".join(parents[:i])] = {"node_type": "group", "attributes": {}}
+        files: dict[str, Any] = {}
+        for node_path, node in nodes.items():
+            at = f"{node_path}/" if node_path else ""
+            if self.tree.zarr_format == 3:  # noqa: PLR2004 - Zarr's format number
+                files[f"{at}zarr.json"] = {"zarr_format": 3, **node}
+                continue
+            files[f"{at}.zattrs"] = node.get("attributes", {})
+            if node.get("node_type") == "array":
+                files[f"{at}.zarray"] = {
+                    k: v for k, v in node.items() if k not in {"attributes", "node_type"}
+                }
+            else:
+                files[f"{at}.zgroup"] = {"zarr_format": 2}
+        return files
+
+    def _read(self, memory: MemoryStore, path: str) -> Any:  # noqa: ANN401
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                group = zarr.open_group(memory, mode="r", zarr_format=3 if self.tree.zarr_format == 3 else 2)  # noqa: PLR2004
+                return ad.io.read_elem(group[path])
+        except Exception as error:
+            # The bytes are all here: whatever fails now is what they say.
+            msg = f"{path!r} cannot be decoded: {error}. The store is damaged; restore it or convert again."
+            raise ChunkDecodeError(msg) from error
+
+
+def _build(parts: Any, n_major: int, n_minor: int, *, row_major: bool) -> Matrix:  # noqa: ANN401
+    arrays = ad.settings.use_sparse_array_on_read
+    kinds = {
+        (True, False): sparse.csr_matrix,
+        (False, False): sparse.csc_matrix,
+        (True, True): sparse.csr_array,
+        (False, True): sparse.csc_array,
+    }
+    shape = (n_major, n_minor) if row_major else (n_minor, n_major)
+    matrix = kinds[row_major, arrays](shape, dtype=parts.values.dtype)
+    small = len(parts.values) <= np.iinfo(np.int32).max and parts.indices.dtype == np.int32
+    matrix.indptr = parts.indptr.astype(np.int32 if small else np.int64)
+    matrix.indices = parts.indices if small else parts.indices.astype(np.int64, copy=False)
+    matrix.data = parts.values
+    return matrix

@@ -1,0 +1,131 @@
+"""What a conversion tells while it runs and when it is done.
+
+Progress bars on a terminal, nothing elsewhere; and the report. Must not know
+how anything is converted.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Advance = Callable[[int], None]
+
+
+def human_bytes(n_bytes: float) -> str:
+    """Return a size with a decimal unit: ``12.6 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n_bytes) < 1000:  # noqa: PLR2004 - decimal units
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process has held, as the system counts it."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did.
+
+    Parameters
+    ----------
+    source, destination
+        Where from and where to.
+    n_obs, n_vars
+        Shape.
+    source_bytes
+        Size of the source file; None where it has none.
+    stored_bytes, n_objects
+        Bytes and objects of the store, metadata included.
+    seconds
+        Wall time.
+    peak_memory_bytes
+        Most memory the process held, since it started.
+    codec, sort_by, gene_major
+        How it is stored.
+    replaced
+        What the destination held before, or an empty string.
+    arrays
+        Encoded bytes by array path.
+    """
+
+    source: str
+    destination: str
+    n_obs: int
+    n_vars: int
+    source_bytes: int | None
+    stored_bytes: int
+    n_objects: int
+    seconds: float
+    peak_memory_bytes: int
+    codec: str
+    sort_by: tuple[str, ...]
+    gene_major: tuple[str, ...]
+    replaced: str = ""
+    arrays: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float | None:
+        """Stored bytes as a part of the source's."""
+        return self.stored_bytes / self.source_bytes if self.source_bytes else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        return {**asdict(self), "ratio": self.ratio}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.source} → {self.destination}",
+            f"  {self.n_obs:,} cells × {self.n_vars:,} genes, codec {self.codec}"
+            + (f", sorted by {', '.join(self.sort_by)}" if self.sort_by else "")
+            + (f", gene-major {', '.join(self.gene_major)}" if self.gene_major else ""),
+            f"  {human_bytes(self.stored_bytes)} in {self.n_objects:,} objects"
+            + (f", {self.ratio:.2f}× of {human_bytes(self.source_bytes or 0)}" if self.ratio else ""),
+            f"  {self.seconds:.1f} s, peak memory {human_bytes(self.peak_memory_bytes)}",
+        ]
+        if self.replaced:
+            lines.append(f"  replaced {self.replaced} at the destination")
+        return "\n".join(lines)
+
+
+class Progress:
+    """One bar a phase, with rate and time left; silent when not on a terminal."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self.enabled = enabled and sys.stderr.isatty()
+
+    @contextmanager
+    def phase(self, name: str, total: int, unit: str = "values") -> Iterator[Advance]:
+        """Show a phase; the body calls what it is given with each advance."""
+        if not self.enabled or total == 0:
+            yield lambda _: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
+            task = bars.add_task(name, total=total, rate="")
+
+            def advance(amount: int) -> None:
+                speed = bars.tasks[task].speed
+                rate = f"{speed / 1e6:.1f} M {unit}/s" if speed else ""
+                bars.update(task, advance=amount, rate=rate)
+
+            yield advance

@@ -1,0 +1,379 @@
+"""What a conversion reads: H5AD files, AnnData-Zarr stores and AnnData objects, by element.
+
+Matrices come as streams that are sliced block by block; everything else comes
+whole, as AnnData itself reads it. Must not know the destination.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import zarr
+from scipy import sparse
+
+from lobster_zarr.errors import BudgetError, FormatError, NotFoundError, UnsupportedError
+from lobster_zarr.layout import RESERVED_PREFIX
+from lobster_zarr.store import display_uri, is_local, local_path, open_file, open_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ELEMENTS = ("X", "layers", "obs", "var", "obsm", "varm", "obsp", "varp", "uns", "raw")
+H5_SUFFIXES = (".h5ad", ".h5", ".hdf5")
+LEGACY_EXPANSION = 8
+"""In-memory bytes assumed for each byte of a file from before anndata 0.7, which is read whole."""
+
+
+@dataclass(frozen=True, eq=False)
+class SparseStream:
+    """A compressed sparse matrix that is read by spans of its values.
+
+    Parameters
+    ----------
+    shape
+        Rows and columns.
+    row_major
+        Whether ``indptr`` runs over the rows.
+    indptr : ndarray of int64
+        In memory.
+    values, indices
+        Sliceable: arrays, HDF5 datasets or Zarr arrays.
+    """
+
+    shape: tuple[int, int]
+    row_major: bool
+    indptr: np.ndarray
+    values: Any
+    indices: Any
+
+    @property
+    def nnz(self) -> int:
+        """The number of stored values."""
+        return int(self.indptr[-1])
+
+    def blocks(self, max_values: int) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        """Read blocks of major slices.
+
+        Yields
+        ------
+        tuple
+            First major position, lengths, indices and values of the block.
+        """
+        n_major, at = len(self.indptr) - 1, 0
+        while at < n_major:
+            fit = int(np.searchsorted(self.indptr, self.indptr[at] + max_values, side="right")) - 1
+            stop = min(max(fit, at + 1), n_major)
+            lo, hi = int(self.indptr[at]), int(self.indptr[stop])
+            yield at, np.diff(self.indptr[at : stop + 1]), self.indices[lo:hi], native(self.values[lo:hi])
+            at = stop
+
+
+@dataclass(frozen=True, eq=False)
+class DenseStream:
+    """A dense array that is read by blocks of rows.
+
+    Parameters
+    ----------
+    values
+        Sliceable along the first axis.
+    """
+
+    values: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape."""
+        return tuple(self.values.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The array's dtype, in this machine's byte order."""
+        return np.dtype(self.values.dtype).newbyteorder("=")
+
+    def blocks(self, max_values: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Read blocks of rows: first row and values."""
+        n_rows = self.shape[0]
+        width = max(int(np.prod(self.shape[1:])), 1)
+        step = max(max_values // width, 1)
+        for at in range(0, n_rows, step):
+            yield at, native(np.asarray(self.values[at : min(at + step, n_rows)]))
+
+
+Stream = SparseStream | DenseStream
+
+
+def native(values: np.ndarray) -> np.ndarray:
+    """Return values in this machine's byte order."""
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
+
+
+@dataclass(eq=False)
+class Source:
+    """One AnnData, wherever it lies.
+
+    Parameters
+    ----------
+    name
+        For messages and the report.
+    n_bytes
+        Size of the file, or None.
+    root
+        A mapping of elements: an HDF5 or Zarr group, or a dict of objects.
+    encoding_version
+        Who wrote it.
+    """
+
+    name: str
+    n_bytes: int | None
+    root: Any
+
+    def __contains__(self, path: str) -> bool:
+        return self.get(path) is not None
+
+    def get(self, path: str) -> Any:  # noqa: ANN401 - a node or an object
+        """Return the node or object at a path, or None."""
+        node = self.root
+        for part in path.split("/"):
+            if not isinstance(node, Mapping | h5py.Group | zarr.Group) or part not in node:
+                return None
+            node = node[part]
+        attributes = getattr(node, "attrs", None)
+        if isinstance(node, h5py.Group | h5py.Dataset | zarr.Group | zarr.Array) and attributes is not None:
+            return None if attributes.get("encoding-type") == "null" else node
+        return node
+
+    def members(self, path: str) -> list[str]:
+        """Names of the members of an element such as ``layers``."""
+        node = self.get(path)
+        if node is None:
+            return []
+        if not isinstance(node, Mapping | h5py.Group | zarr.Group):
+            msg = f"{path!r} of {self.name} is not a mapping of elements; re-save the file with a current anndata."
+            raise FormatError(msg)
+        return [str(k) for k in node]
+
+    def stream(self, path: str) -> Stream | None:
+        """Return a matrix as a stream, or None where the element is not a matrix."""
+        node = self.get(path)
+        try:
+            return _stream(node)
+        except KeyError as error:
+            msg = f"{path!r} of {self.name} is incomplete: {error}. The file is damaged or not AnnData."
+            raise FormatError(msg) from error
+
+    def value(self, path: str) -> Any:  # noqa: ANN401 - any AnnData element
+        """Read one element whole, as AnnData reads it."""
+        node = self.get(path)
+        if not isinstance(node, h5py.Group | h5py.Dataset | zarr.Group | zarr.Array):
+            return node
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return ad.io.read_elem(node)
+        except Exception as error:
+            # anndata's readers raise whatever a malformed node makes them stumble over.
+            msg = f"{path!r} of {self.name} cannot be read by anndata: {error}"
+            raise FormatError(msg) from error
+
+    def _column(self, path: str) -> Any:
+        """Read one column as it would be in a DataFrame: pandas infers what text is."""
+        return pd.Series(self.value(path))._values  # noqa: SLF001 - as anndata does
+
+    def frame(self, path: str) -> tuple[Any, str | None, list[tuple[str, Callable[[], Any]]]]:
+        """Return a dataframe column by column.
+
+        Returns
+        -------
+        index
+            The names.
+        index_name
+            Of the index, or None.
+        columns
+            Name and a function that reads the column.
+        """
+        node = self.get(path)
+        if isinstance(node, h5py.Group | zarr.Group) and node.attrs.get("encoding-version") == "0.2.0":
+            index_name = str(node.attrs["_index"])
+            for name in (index_name, *node.attrs["column-order"]):
+                if name not in node:
+                    msg = f"{path!r} of {self.name} names a column {name!r} that is not stored; the file is damaged."
+                    raise FormatError(msg)
+            columns = [(str(c), lambda c=c: self._column(f"{path}/{c}")) for c in node.attrs["column-order"]]
+            return (
+                pd.Index(self.value(f"{path}/{index_name}"))._values,
+                None if index_name == "_index" else index_name,
+                columns,
+            )
+        frame = self.value(path)
+        if not isinstance(frame, pd.DataFrame):
+            msg = f"{path!r} of {self.name} is not a dataframe; expected an AnnData {path}."
+            raise FormatError(msg)
+        loaded = [(str(c), lambda c=c: frame[c]._values) for c in frame.columns]  # noqa: SLF001 - as anndata does
+        return frame.index._values, frame.index.name, loaded  # noqa: SLF001
+
+
+def _stream(node: Any) -> Stream | None:  # noqa: ANN401 - a node or an object
+    if sparse.issparse(node) and node.format in {"csr", "csc"}:
+        return SparseStream(
+            node.shape, node.format == "csr", node.indptr.astype(np.int64), node.data, node.indices
+        )
+    if isinstance(node, np.ndarray) and node.ndim and node.dtype.kind in "biufc":
+        return DenseStream(np.asarray(node))
+    if isinstance(node, h5py.Group | zarr.Group):
+        encoding = str(node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", "")))
+        if encoding[:3] in {"csr", "csc"}:
+            shape = node.attrs["shape"] if "shape" in node.attrs else node.attrs["h5sparse_shape"]
+            indptr = np.asarray(node["indptr"][:]).astype(np.int64)
+            return SparseStream(
+                (int(shape[0]), int(shape[1])),
+                encoding.startswith("csr"),
+                indptr,
+                node["data"],
+                node["indices"],
+            )
+    if isinstance(node, h5py.Dataset | zarr.Array) and node.ndim and node.dtype.kind in "biufc":
+        return DenseStream(node)
+    return None
+
+
+@contextmanager
+def open_source(
+    source: str | os.PathLike[str] | ad.AnnData,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    memory_limit_bytes: int,
+) -> Iterator[Source]:
+    """Open what is to be converted; metadata only.
+
+    Parameters
+    ----------
+    source
+        Path or URI of an ``.h5ad``, of an AnnData-Zarr store (version 2 or 3,
+        a ``.zip`` too), or an AnnData in memory.
+    storage_options
+        As for :func:`lobster_zarr.open`.
+    memory_limit_bytes
+        A file from before anndata 0.7 can only be read whole; it is refused if
+        that would not fit.
+
+    Raises
+    ------
+    FormatError
+        Not an AnnData file or store.
+    UnsupportedError
+        A MuData, a backed or lazy AnnData, or elements AnnData does not know.
+    """
+    with ExitStack() as stack:
+        if isinstance(source, ad.AnnData):
+            opened = _from_anndata(source)
+        elif str(source).rstrip("/").endswith(H5_SUFFIXES):
+            opened = _from_h5ad(stack, source, storage_options, memory_limit_bytes)
+        elif isinstance(source, str | os.PathLike):
+            opened = _from_zarr(source, storage_options)
+        else:
+            msg = (
+                f"cannot convert a {type(source).__name__}; expected an AnnData or the path of an .h5ad or .zarr. "
+                "MuData is not supported yet: convert its modalities one by one."
+            )
+            raise UnsupportedError(msg)
+        _check(opened)
+        yield opened
+
+
+def _from_anndata(adata: ad.AnnData) -> Source:
+    if adata.isbacked:
+        msg = f"the AnnData is backed by {adata.filename}; pass that path instead, or adata.to_memory()."
+        raise UnsupportedError(msg)
+    pairs = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp", "uns")}
+    layers = {k: v for k, v in adata.layers.items() if k is not None}
+    root: dict[str, Any] = {"obs": adata.obs, "var": adata.var, "layers": layers, **pairs}
+    if adata.X is not None:
+        root["X"] = adata.X
+    if adata.raw is not None:
+        root["raw"] = {"X": adata.raw.X, "var": adata.raw.var, "varm": dict(adata.raw.varm)}
+    return Source("the AnnData in memory", None, root)
+
+
+def _from_h5ad(
+    stack: ExitStack, source: str | os.PathLike[str], options: Mapping[str, Any] | None, limit: int
+) -> Source:
+    name = display_uri(source)
+    if is_local(source):
+        path = local_path(source)
+        if not path.is_file():
+            msg = f"{name} does not exist; expected an .h5ad file."
+            raise NotFoundError(msg)
+        n_bytes: int = path.stat().st_size
+        handle: Any = path
+    else:
+        handle = stack.enter_context(open_file(source, options))
+        n_bytes = int(handle.size)
+    try:
+        file = stack.enter_context(h5py.File(handle, "r"))
+    except OSError as error:
+        msg = f"{name} is not a readable HDF5 file: {error}. It may be truncated; compare its size with the original."
+        raise FormatError(msg) from error
+    if file.attrs.get("encoding-type") == "MuData" or "mod" in file:
+        msg = f"{name} is a MuData file, which is not supported yet; convert its modalities one by one."
+        raise UnsupportedError(msg)
+    legacy = isinstance(file.get("obs"), h5py.Dataset) or "raw.X" in file
+    if legacy and is_local(source):
+        return _from_legacy(local_path(source), n_bytes, limit)
+    if legacy:
+        msg = f"{name} was written before anndata 0.7; download it, or re-save it with a current anndata."
+        raise UnsupportedError(msg)
+    return Source(name, n_bytes, file)
+
+
+def _from_legacy(path: Path, n_bytes: int, limit: int) -> Source:
+    if n_bytes * LEGACY_EXPANSION > limit:
+        msg = (
+            f"{path} was written before anndata 0.7 and can only be read whole, about "
+            f"{n_bytes * LEGACY_EXPANSION:,} bytes; the limit is {limit:,}. Raise memory_limit, or re-save it."
+        )
+        raise BudgetError(msg)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = _from_anndata(ad.read_h5ad(path))
+    return Source(str(path), n_bytes, loaded.root)
+
+
+def _from_zarr(source: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Source:
+    name = display_uri(source)
+    try:
+        group = zarr.open_group(open_store(source, options), mode="r")
+    except FileNotFoundError as error:
+        msg = f"{name} is neither an .h5ad file nor a Zarr store; check the path."
+        raise NotFoundError(msg) from error
+    if group.attrs.get("encoding-type") == "MuData":
+        msg = f"{name} is a MuData store, which is not supported yet; convert its modalities one by one."
+        raise UnsupportedError(msg)
+    return Source(name, None, group)
+
+
+def _check(source: Source) -> None:
+    """Refuse what is not AnnData, or holds elements AnnData does not know."""
+    for name in ("obs", "var"):
+        if name not in source:
+            msg = f"{source.name} has no {name!r}; expected an AnnData file or store."
+            raise FormatError(msg)
+    unknown = [k for k in source.root if k not in ELEMENTS]
+    if unknown:
+        msg = f"{source.name} has elements that AnnData does not know: {unknown}; remove or rename them."
+        raise UnsupportedError(msg)
+    for table in ("obs", "var"):
+        node = source.get(table)
+        names = node.columns if isinstance(node, pd.DataFrame) else node.attrs.get("column-order", ())
+        ours = [str(c) for c in names if str(c).startswith(RESERVED_PREFIX)]
+        if ours:
+            msg = f"{table} column {ours[0]!r} of {source.name} uses the reserved prefix {RESERVED_PREFIX!r}; rename it."
+            raise UnsupportedError(msg)
