@@ -1,0 +1,216 @@
+"""A read-only S3 of one directory over HTTP/1.1, with one shared, shaped line to all its clients.
+
+Knows HTTP, the part of S3 that readers use (GET and HEAD of ``/bucket/key`` with ranges) and how to
+pace bytes. Must not know the client, and imports the standard library only: it runs as a script in
+a process of its own (see `benchmarks.network`), so that it shares no interpreter with its clients.
+Signatures are ignored; anything but reading an object is refused with S3's XML.
+
+Standard input is the control line and the lifeline: one command a line (``reset``, ``counters``),
+one JSON document back on standard output for each; the end of input ends the server, so it cannot
+outlive the process that holds the other end, however that one ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from pathlib import Path
+from urllib.parse import unquote
+
+REASONS = {200: "OK", 206: "Partial Content", 403: "Forbidden", 404: "Not Found",
+           405: "Method Not Allowed", 416: "Range Not Satisfiable"}  # fmt: skip
+RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))")
+MIN_SLICE_BYTES, MAX_SLICE_BYTES = 16 * 1024, 64 * 1024
+SLICE_SECONDS = 0.002
+# How far the line may lag behind its rate and still catch up: late timers are repaid, idleness is not.
+MAX_LAG_SECONDS = 0.02
+# The event loop's timer ticks in milliseconds: shorter waits are cheaper to skip than to sleep.
+MIN_SLEEP_SECONDS = 0.0005
+
+
+class Line:
+    """A line of fixed bandwidth that all responses share, slice by slice, first come first served."""
+
+    def __init__(self, bandwidth_bits: float) -> None:
+        """Make a line of so many bits a second; infinite means unshaped."""
+        self._bytes_per_second = bandwidth_bits / 8
+        self._free_at = 0.0
+        self._in_use = 0
+        wanted = min(self._bytes_per_second * SLICE_SECONDS, MAX_SLICE_BYTES)
+        self.slice_bytes = max(int(wanted), MIN_SLICE_BYTES)
+
+    def __enter__(self) -> None:
+        """Start a response; a line that was idle has no credit."""
+        if not self._in_use:
+            self._free_at = max(self._free_at, time.monotonic())
+        self._in_use += 1
+
+    def __exit__(self, *_: object) -> None:
+        """End a response."""
+        self._in_use -= 1
+
+    async def carry(self, n_bytes: int) -> None:
+        """Return once the line has carried these bytes after all that were asked for before."""
+        now = time.monotonic()
+        self._free_at = max(self._free_at, now - MAX_LAG_SECONDS) + n_bytes / self._bytes_per_second
+        if (wait := self._free_at - now) > MIN_SLEEP_SECONDS:
+            await asyncio.sleep(wait)
+
+
+@dataclass
+class Counters:
+    """What the server saw since the last reset; `log` holds (method, key, range header or None)."""
+
+    n_requests: int = 0
+    body_bytes: int = 0
+    log: list[tuple[str, str, str | None]] = field(default_factory=list)
+    cpu_start_seconds: float = field(default_factory=time.process_time)
+
+    def to_json(self) -> str:
+        """Return the counters as one line of JSON."""
+        cpu = time.process_time() - self.cpu_start_seconds
+        seen = {"n_requests": self.n_requests, "body_bytes": self.body_bytes, "cpu_seconds": cpu}
+        return json.dumps(seen | {"log": self.log})
+
+
+@dataclass(frozen=True)
+class Response:
+    """A status, its headers, and a body that is bytes or the half-open range of a file."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes | tuple[Path, int, int] = b""
+
+    @property
+    def body_bytes(self) -> int:
+        """Length of the body."""
+        return len(self.body) if isinstance(self.body, bytes) else self.body[2] - self.body[1]
+
+    def head(self) -> bytes:
+        """Return the status line and headers."""
+        headers = {"Server": "benchmark", "Content-Length": str(self.body_bytes)} | self.headers
+        lines = [f"HTTP/1.1 {self.status} {REASONS[self.status]}", *(f"{k}: {v}" for k, v in headers.items())]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def refusal(status: int, code: str, key: str) -> Response:
+    """Return an error as S3 words it."""
+    text = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Key>{key}</Key></Error>'
+    return Response(status, {"Content-Type": "application/xml"}, text.encode())
+
+
+def parse_range(match: re.Match[str], size_bytes: int) -> tuple[int, int] | None:
+    """Half-open range of the object that a `RANGE` asks for; None where no byte of it exists."""
+    first, last, suffix_bytes = match.groups()
+    if suffix_bytes:
+        start, stop = max(0, size_bytes - int(suffix_bytes)), size_bytes
+    else:
+        start, stop = int(first), min(int(last) + 1, size_bytes) if last else size_bytes
+    return (start, stop) if start < stop else None
+
+
+def respond(root: Path, method: str, key: str, range_header: str | None) -> Response:
+    """Answer one request for ``bucket/key``; touches the file's metadata only."""
+    if method not in ("GET", "HEAD"):
+        return refusal(405, "MethodNotAllowed", key)
+    if "/" not in key.rstrip("/"):
+        return refusal(403, "AccessDenied", key)
+    path = root / key
+    if ".." in path.parts or not path.is_file():
+        return refusal(404, "NoSuchKey", key)
+    stat = path.stat()
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Content-Type": "binary/octet-stream",
+        "ETag": f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"',
+        "Last-Modified": formatdate(stat.st_mtime, usegmt=True),
+    }
+    match = RANGE.fullmatch(range_header or "")
+    if match is None:  # as HTTP has it, a range that is not understood is not there
+        return Response(200, headers, (path, 0, stat.st_size))
+    wanted = parse_range(match, stat.st_size)
+    if wanted is None:
+        refused = refusal(416, "InvalidRange", key)
+        return Response(416, refused.headers | {"Content-Range": f"bytes */{stat.st_size}"}, refused.body)
+    start, stop = wanted
+    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{stat.st_size}"
+    return Response(206, headers, (path, start, stop))
+
+
+class Server:
+    """Serves the files under a root; one instance a process."""
+
+    def __init__(self, root: Path, latency_seconds: float, line: Line) -> None:
+        """Make a server that starts each answer after a latency and sends it over the line."""
+        self._root, self._latency_seconds, self._line = root, latency_seconds, line
+        self.counters = Counters()
+
+    async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the requests of one connection until the client closes it."""
+        writer.transport.set_write_buffer_limits(high=self._line.slice_bytes)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                await self._answer(await reader.readuntil(b"\r\n\r\n"), reader, writer)
+        writer.close()
+
+    async def _answer(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request, *lines = head.decode("latin-1").split("\r\n")
+        method, target, _ = request.split(" ")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        await reader.readexactly(int(headers.get("content-length", 0)))
+        key, range_header = unquote(target.partition("?")[0]).lstrip("/"), headers.get("range")
+        self.counters.n_requests += 1
+        self.counters.log.append((method, key, range_header))
+        if self._latency_seconds:
+            await asyncio.sleep(self._latency_seconds)
+        response = respond(self._root, method, key, range_header)
+        writer.write(response.head())
+        if method != "HEAD":
+            await self._send(response.body, writer)
+        await writer.drain()
+
+    async def _send(self, body: bytes | tuple[Path, int, int], writer: asyncio.StreamWriter) -> None:
+        if isinstance(body, bytes):
+            writer.write(body)
+            self.counters.body_bytes += len(body)
+            return
+        path, start, stop = body
+        file = os.open(path, os.O_RDONLY)
+        try:
+            with self._line:
+                while start < stop:
+                    part = os.pread(file, min(self._line.slice_bytes, stop - start), start)
+                    if not part:
+                        raise ConnectionAbortedError(f"{path} became shorter while it was sent")
+                    await self._line.carry(len(part))
+                    writer.write(part)
+                    await writer.drain()
+                    self.counters.body_bytes += len(part)
+                    start += len(part)
+        finally:
+            os.close(file)
+
+
+async def serve(root: Path, latency_seconds: float, bandwidth_bits: float) -> None:
+    """Serve on a free loopback port, printing ``{"port": n}``, until standard input ends."""
+    server = Server(root, latency_seconds, Line(bandwidth_bits))
+    listener = await asyncio.start_server(server.connection, "127.0.0.1", 0, backlog=1024)
+    print(json.dumps({"port": listener.sockets[0].getsockname()[1]}), flush=True)
+    commands = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    while command := (await commands.readline()).decode().strip():
+        if command == "reset":
+            server.counters = Counters()
+        print(server.counters.to_json(), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])))
