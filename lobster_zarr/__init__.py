@@ -6,15 +6,18 @@ genes that a query asks for.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from importlib.metadata import version as _version
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lobster_zarr import errors
     from lobster_zarr.convert import convert
-    from lobster_zarr.dataset import Dataset, Selection, open  # noqa: A004
+    from lobster_zarr.dataset import Dataset, open
     from lobster_zarr.export import export
+    from lobster_zarr.query import Selection
     from lobster_zarr.report import ConversionReport
     from lobster_zarr.verify import verify
 
@@ -26,7 +29,7 @@ __version__ = _version("lobster_zarr")
 _HOMES = {
     "ConversionReport": "report",
     "Dataset": "dataset",
-    "Selection": "dataset",
+    "Selection": "query",
     "convert": "convert",
     "export": "export",
     "open": "dataset",
@@ -41,8 +44,18 @@ def __getattr__(name: str) -> Any:
         msg = f"module 'lobster_zarr' has no attribute {name!r}"
         raise AttributeError(msg)
     value = getattr(import_module(f"lobster_zarr.{_HOMES[name]}"), name)
-    globals()[name] = value  # over the submodule of the same name, where there is one
+    globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: object) -> None:
+        # Importing the submodule `convert` would bind it over the function.
+        if name not in _HOMES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

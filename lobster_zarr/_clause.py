@@ -96,9 +96,7 @@ def evaluate(predicate: Predicate | Clause, table: pl.DataFrame) -> npt.NDArray[
     try:
         result = table.select(predicate.expression).to_series()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        used = ", ".join(
-            f"{n!r} ({table.schema[n].base_type()})" for n in predicate.columns if n in table.schema
-        )
+        used = ", ".join(f"{n!r} ({table.schema[n].base_type()})" for n in predicate.columns if n in table.schema)
         raise InvalidPredicateError(
             f"The predicate {short(predicate.text)} cannot be run on {used or 'nothing'}: {reason(error)}."
         ) from error
@@ -112,9 +110,7 @@ def evaluate(predicate: Predicate | Clause, table: pl.DataFrame) -> npt.NDArray[
     return mask if len(mask) == table.height else np.full(table.height, mask[0], dtype=np.bool_)
 
 
-def to_polars(
-    name: str, values: pd.Categorical | pd.api.extensions.ExtensionArray | npt.NDArray[Any]
-) -> pl.Series:
+def to_polars(name: str, values: pd.Categorical | pd.api.extensions.ExtensionArray | npt.NDArray[Any]) -> pl.Series:
     """Make one column of a table that predicates are evaluated on; O(rows).
 
     Parameters
@@ -150,9 +146,7 @@ def to_polars(
         if not isinstance(values, np.ndarray):
             values = values.to_numpy(dtype=native, na_value=native.type(0))
         # Files written on other machines may hold the other byte order, which Polars reads as it stands.
-        column = pl.Series(
-            name, np.asarray(values).astype(native.newbyteorder("="), copy=False), nan_to_null=True
-        )
+        column = pl.Series(name, np.asarray(values).astype(native.newbyteorder("="), copy=False), nan_to_null=True)
         return column.set(pl.Series(missing), None) if missing.any() else column
     listed = np.array(values, dtype=object)
     kind = pd.api.types.infer_dtype(listed[~missing], skipna=False)

@@ -56,9 +56,7 @@ class Term:
     """A part of a Python expression: an expression of some kind, or a constant."""
 
     expression: pl.Expr
-    kind: (
-        str | None
-    )  # None: a column of unknown kind; "mask": booleans, none missing; "computed": perhaps NaN
+    kind: str | None  # None: a column of unknown kind; "mask": booleans, none missing; "computed": perhaps NaN
     label: str  # for messages
     value: Any = None
     constant: Any = None  # the type of a constant's value
@@ -249,9 +247,7 @@ class Reader:
         """Tell whether a term is one of some constants; None and NaN among them mean missing."""
         given = list(values)
         known = [v for v in given if v is not None and not (isinstance(v, float) and math.isnan(v))]
-        present: list[Any] = [
-            v if isinstance(v, str) and v.isascii() else self.constant(v, node).value for v in known
-        ]
+        present: list[Any] = [v if isinstance(v, str) and v.isascii() else self.constant(v, node).value for v in known]
         samples = {type(v): self.constant(v, node) for v in present}
         for sample in samples.values():
             self.check_comparable(term, "in", sample, node)

@@ -83,9 +83,7 @@ def _rewrite_sql(text: str, names: Names) -> str:
         if match["hidden"]:
             raise InvalidPredicateError(f"comments, $ and prefixed strings are not allowed, got {found}")
         if upper in _SQL_STATEMENTS and (before, upper) != ("DISTINCT", "FROM"):
-            raise InvalidPredicateError(
-                f"expected an expression, got {found} (a column so named goes in quotes)"
-            )
+            raise InvalidPredicateError(f"expected an expression, got {found} (a column so named goes in quotes)")
         before = upper
         column = names.resolve(found) if match["word"] else None
         if column is not None and (column != found or "." in found):

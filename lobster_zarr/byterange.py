@@ -43,9 +43,7 @@ class Network:
         return waves * self.latency_seconds + n_bytes / self.bandwidth_bytes
 
 
-def coalesce(
-    starts: np.ndarray, stops: np.ndarray, *, gap_bytes: int, max_bytes: int
-) -> tuple[np.ndarray, np.ndarray]:
+def coalesce(starts: np.ndarray, stops: np.ndarray, *, gap_bytes: int, max_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """Group sorted byte ranges into requests.
 
     Parameters

@@ -19,7 +19,7 @@ import typer
 from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
 
 if TYPE_CHECKING:
-    from lobster_zarr.dataset import Selection
+    from lobster_zarr.query import Selection
 
 app = typer.Typer(
     name="lobster-zarr",
@@ -64,18 +64,14 @@ def _options(endpoint_url: str | None) -> dict[str, Any]:
 
 
 @app.command()
-def convert(  # noqa: PLR0913 - one option a parameter
+def convert(
     src: Annotated[str, typer.Argument(help="An .h5ad or AnnData-Zarr store: path or URI.")],
     dest: Annotated[str, typer.Argument(help="The store to write: path or URI.")],
     *,
-    sort_by: Annotated[
-        list[str] | None, typer.Option(help="Group the rows by this obs column; repeatable.")
-    ] = None,
+    sort_by: Annotated[list[str] | None, typer.Option(help="Group the rows by this obs column; repeatable.")] = None,
     gene_major: Annotated[
         bool | None,
-        typer.Option(
-            "--gene-major/--no-gene-major", help="Store X by gene too (by default where X is sparse)."
-        ),
+        typer.Option("--gene-major/--no-gene-major", help="Store X by gene too (by default where X is sparse)."),
     ] = None,
     codec: Annotated[
         Codec, typer.Option(help="small: pcodec; fast: lz4; compatible: zstd, for browsers.")
@@ -116,21 +112,15 @@ def info(
 
 
 @app.command()
-def query(  # noqa: PLR0913 - one option a parameter
+def query(
     uri: Annotated[str, typer.Argument(help="A store: path or URI.")],
-    expr: Annotated[
-        str, typer.Argument(help="Which cells: \"cell_type == 'T cell' and n_counts > 500\", or SQL.")
-    ],
+    expr: Annotated[str, typer.Argument(help="Which cells: \"cell_type == 'T cell' and n_counts > 500\", or SQL.")],
     *,
-    var: Annotated[
-        str | None, typer.Option(help="Genes, comma separated; all by default.", metavar="A,B")
-    ] = None,
+    var: Annotated[str | None, typer.Option(help="Genes, comma separated; all by default.", metavar="A,B")] = None,
     order: Annotated[RowOrder, typer.Option(help="Row order of the result.")] = RowOrder.source,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", help="out.h5ad, out.zarr, out.parquet or out.csv; the count alone without."
-        ),
+        typer.Option("--out", "-o", help="out.h5ad, out.zarr, out.parquet or out.csv; the count alone without."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     endpoint_url: Endpoint = None,
@@ -212,7 +202,7 @@ def export(
     path = lz.export(
         uri,
         out,
-        compression=None if compression is Compression.none else compression.value,
+        compression=compression.value,
         overwrite=overwrite,
         storage_options=_options(endpoint_url),
     )
@@ -244,14 +234,11 @@ def main() -> None:
     """Run the command line. Exit status 0; 2 with one line on standard error; 130 on Ctrl-C."""
     try:
         sys.exit(app(standalone_mode=False) or 0)
-    except click.ClickException as error:
-        print(f"lobster-zarr: {error.format_message()}", file=sys.stderr)
+    except click.ClickException:
         sys.exit(2)
-    except LobsterZarrError as error:
-        print(f"lobster-zarr: {' '.join(str(error).split())}", file=sys.stderr)
+    except LobsterZarrError:
         sys.exit(2)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        print("lobster-zarr: interrupted; nothing half-written was left.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

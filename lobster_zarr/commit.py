@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import Store
 
-    from lobster_zarr.layout import ArrayNode
+    from lobster_zarr.node import ArrayNode
 
 UPLOADS = 32
 IN_FLIGHT_BYTES = 96 << 20
@@ -43,9 +43,7 @@ class _Window:
 
     def acquire(self, n_bytes: int) -> None:
         with self.condition:
-            self.condition.wait_for(
-                lambda: self.used_bytes == 0 or self.used_bytes + n_bytes <= self.limit_bytes
-            )
+            self.condition.wait_for(lambda: self.used_bytes == 0 or self.used_bytes + n_bytes <= self.limit_bytes)
             self.used_bytes += n_bytes
 
     def release(self, n_bytes: int) -> None:
@@ -77,9 +75,7 @@ class Commit:
         something that is not an AnnData or MuData store.
     """
 
-    def __init__(
-        self, uri: str, storage_options: Mapping[str, Any] | None = None, *, overwrite: bool = False
-    ) -> None:
+    def __init__(self, uri: str, storage_options: Mapping[str, Any] | None = None, *, overwrite: bool = False) -> None:
         self.uri = uri
         self.store: Store = open_store(uri, storage_options, read_only=False)
         self.overwrite = overwrite
@@ -165,15 +161,18 @@ class Commit:
         """
         self._check()
         self._window.acquire(len(payload))
-        self._keys.append(key)
+        self._note(key, payload)
         future = self._pool.submit(self._put_now, key, payload)
         future.add_done_callback(lambda done: self._done(done, len(payload)))
+
+    def _note(self, key: str, payload: bytes) -> None:
+        self._keys.append(key)
+        self.n_objects += 1
+        self.stored_bytes += len(payload)
 
     def _put_now(self, key: str, payload: bytes) -> None:
         buffer = default_buffer_prototype().buffer.from_bytes(payload)
         run(self.store.set(key, buffer))
-        self.n_objects += 1
-        self.stored_bytes += len(payload)
 
     def _done(self, future: Future[None], n_bytes: int) -> None:
         self._window.release(n_bytes)
@@ -207,7 +206,9 @@ class Commit:
             "attributes": dict(attributes),
             "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": self._nodes},
         }
-        self._put_now("zarr.json", _dump(root))
+        payload = _dump(root)
+        self._note("zarr.json", payload)
+        self._put_now("zarr.json", payload)
         self._finished = True
         run(self.store.delete(MARKER))
 
@@ -225,5 +226,5 @@ def _dump(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":"), default=_plain).encode()
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - numpy scalars and arrays in attributes
+def _plain(value: Any) -> Any:
     return value.tolist()

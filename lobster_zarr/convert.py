@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,24 +22,20 @@ from lobster_zarr.errors import InvalidArgumentError, NotFoundError, Unsupported
 from lobster_zarr.layout import (
     ATTRIBUTE,
     CODEC_PROFILES,
-    COMPANION,
     FORMAT_VERSION,
-    GENE_MAJOR_CHUNK,
-    ROW_MAJOR_CHUNK,
     SOURCE_ORDER,
     CodecProfile,
-    dense_grid,
-    new_array,
 )
+from lobster_zarr.matrices import MatrixConversion
 from lobster_zarr.report import ConversionReport, Progress, peak_memory_bytes
-from lobster_zarr.scratch import Exchange, Scratch, Slices, balanced_bounds
-from lobster_zarr.source import DenseStream, Source, SparseStream, open_source
-from lobster_zarr.stage import is_plain_string, stage
+from lobster_zarr.scratch import Scratch
+from lobster_zarr.source import Frame, Source, SparseStream, open_source
+from lobster_zarr.stage import stage
 from lobster_zarr.store import display_uri, is_local, local_path
-from lobster_zarr.write import ArrayWriter, SparseWriter, write_array, write_staged
+from lobster_zarr.write import write_array, write_staged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import anndata as ad
     import zarr
@@ -49,7 +44,6 @@ MAX_BLOCK_VALUES = 4 << 20
 MIN_BLOCK_VALUES = 1 << 16
 BYTES_PER_BLOCK_VALUE = 320
 """Working memory that one value of a block costs at the worst moment of the pipeline (measured)."""
-ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
 DICT = {"encoding-type": "dict", "encoding-version": "0.1.0"}
 
 
@@ -128,7 +122,7 @@ def convert(  # noqa: PLR0913 - the public contract
             n_vars=job.n_vars,
             source_bytes=opened.n_bytes,
             stored_bytes=commit.stored_bytes,
-            n_objects=commit.n_objects - 1,  # the marker is gone
+            n_objects=commit.n_objects,
             seconds=time.perf_counter() - started,
             peak_memory_bytes=peak_memory_bytes(),
             codec=codec,
@@ -149,7 +143,7 @@ def _parse_limit(memory_limit: int | str) -> int:
         raise InvalidArgumentError(msg) from error
 
 
-def _refuse_same(source: Any, dest: str | os.PathLike[str]) -> None:  # noqa: ANN401
+def _refuse_same(source: Any, dest: str | os.PathLike[str]) -> None:
     if not isinstance(source, str | os.PathLike):
         return
     same = display_uri(source) == display_uri(dest)
@@ -177,8 +171,8 @@ class Conversion:
         self.sizes: dict[str, int] = {}
         self.companions: list[str] = []
         self.order: np.ndarray | None = None
-        self.n_obs = len(self.source.frame("obs")[0])
-        self.n_vars = len(self.source.frame("var")[0])
+        self.n_obs = len(self.source.frame("obs").index)
+        self.n_vars = len(self.source.frame("var").index)
         spare = max(self.limit_bytes - psutil.Process().memory_info().rss, 0)
         self.block_values = min(max(spare // BYTES_PER_BLOCK_VALUE, MIN_BLOCK_VALUES), MAX_BLOCK_VALUES)
 
@@ -194,8 +188,7 @@ class Conversion:
         staged = {path: stage(self.source.value(path), path) for path in self._whole_elements()}
         for path in ("obs", "var", "raw/var"):
             if path in self.source:
-                index, _, columns = self.source.frame(path)
-                self._check_frame(path, index, columns)
+                self._check_frame(path, self.source.frame(path))
         return staged
 
     def _whole_elements(self) -> list[str]:
@@ -249,24 +242,23 @@ class Conversion:
                     raise NotFoundError(msg)
                 self.companions.append(names[key])
 
-    def _check_frame(self, path: str, index: Any, columns: list[tuple[str, Callable[[], Any]]]) -> None:  # noqa: ANN401
-        names = [name for name, _ in columns]
-        repeated = sorted({n for n in names if names.count(n) > 1})
-        bad = [n for n in names if "/" in n or n == "_index"]
-        if repeated or bad:
-            msg = f"{path} of {self.source.name} has columns that AnnData cannot store: {repeated or bad}; rename them."
+    def _check_frame(self, path: str, frame: Frame) -> None:
+        bad = [n for n in frame.columns if "/" in n or n == "_index"]
+        if bad:
+            msg = f"{path} of {self.source.name} has columns that AnnData cannot store: {bad}; rename them."
             raise UnsupportedError(msg)
         if isinstance(self.source.root, dict):
-            for name, read in [("index", lambda: index), *columns]:
+            # What a file holds was encoded once; what is in memory may not be encodable.
+            for name, read in frame.stored().items():
                 values = read()
-                if getattr(values, "dtype", None) == object:
+                if isinstance(values, np.ndarray) and values.dtype.kind == "O":
                     stage(values, f"{path}/{name}")
 
     def _sort_order(self) -> np.ndarray | None:
         """Return the source row of each stored row, or None where the order is kept."""
         if not self.sort_by:
             return None
-        columns = dict(self.source.frame("obs")[2])
+        columns = self.source.frame("obs").columns
         keys = []
         for name in self.sort_by:
             if name not in columns:
@@ -292,8 +284,19 @@ class Conversion:
             if path.startswith("obsm/") and self.order is not None:
                 element = stage(_reordered(self.source.value(path), self.order), path)  # noqa: PLW2901
             self.sizes |= write_staged(commit, path, element, self.codec)
+        writer = MatrixConversion(
+            commit,
+            self.scratch,
+            self.progress,
+            self.codec,
+            self.block_values,
+            self.order,
+            tuple(self.companions),
+        )
         for path in self._matrices():
-            self._write_matrix(commit, path)
+            stream = self.source.stream(path)
+            if stream is not None:
+                self.sizes |= writer.write(path, stream)
         if self.order is not None:
             path = f"obs/{SOURCE_ORDER}"
             self.sizes[path] = write_array(commit, path, self.order.astype(np.int64), profile=self.codec)
@@ -308,153 +311,21 @@ class Conversion:
         commit.finish({"encoding-type": "anndata", "encoding-version": "0.1.0", ATTRIBUTE: ours})
 
     def _write_frame(self, commit: Commit, path: str, order: np.ndarray | None) -> None:
-        index, index_name, columns = self.source.frame(path)
+        frame = self.source.frame(path)
         attributes = {
             "encoding-type": "dataframe",
             "encoding-version": "0.2.0",
-            "_index": index_name or "_index",
-            "column-order": [name for name, _ in columns],
+            "_index": frame.index_name or "_index",
+            "column-order": list(frame.columns),
         }
         commit.group(path, attributes)
-        with self.progress.phase(path, len(columns) + 1, "columns") as advance:
-            if index_name not in dict(columns):  # else the column is the index
-                plain = np.asarray(index, object) if is_plain_string(index) else index
-                columns = [(str(index_name or "_index"), lambda: plain), *columns]
-            for name, read in columns:
-                values = read()
-                values = values if order is None else values.take(order)
-                column = f"{path}/{name}"
-                self.sizes |= write_staged(commit, column, stage(values, column), self.codec)
+        columns = frame.stored()
+        with self.progress.phase(path, len(columns), "columns") as advance:
+            for name, read in columns.items():
+                values = read() if order is None else read().take(order)
+                self.sizes |= write_staged(commit, f"{path}/{name}", stage(values, f"{path}/{name}"), self.codec)
                 advance(1)
 
-    def _write_matrix(self, commit: Commit, path: str) -> None:
-        stream = self.source.stream(path)
-        if isinstance(stream, DenseStream):
-            self._write_dense(commit, path, stream)
-        elif isinstance(stream, SparseStream):
-            self._write_sparse(commit, path, stream)
 
-    def _write_dense(self, commit: Commit, path: str, stream: DenseStream) -> None:
-        grid = dense_grid(stream.shape)
-        node = new_array(path, stream.shape, stream.dtype, grid=grid, profile=self.codec, attributes=ARRAY)
-        writer = ArrayWriter(commit, node)
-        square = path.startswith("obsp/") and self.order is not None
-        with self.progress.phase(path, int(np.prod(stream.shape))) as advance:
-            for rows in self._dense_rows(path, stream):
-                writer.append(rows[:, self.order] if square else rows)
-                advance(rows.size)
-        writer.close()
-        self.sizes[path] = sum(writer.chunk_sizes)
-
-    def _dense_rows(self, path: str, stream: DenseStream) -> Iterator[np.ndarray]:
-        """Blocks of rows in storage order; a sorted matrix passes through a scratch file."""
-        if self.order is None:
-            yield from (rows for _, rows in stream.blocks(self.block_values))
-            return
-        place = np.empty(self.n_obs, np.int64)
-        place[self.order] = np.arange(self.n_obs)
-        file = self.scratch.path / path.replace("/", "-")
-        shape = (self.n_obs, *stream.shape[1:])
-        row_bytes = int(np.prod(shape[1:])) * stream.dtype.itemsize
-        with file.open("w+b", buffering=0) as handle:
-            for at, rows in stream.blocks(self.block_values):
-                for target, row in zip(place[at : at + len(rows)].tolist(), rows, strict=True):
-                    os.pwrite(handle.fileno(), np.ascontiguousarray(row).tobytes(), target * row_bytes)
-            step = max(self.block_values // max(int(np.prod(shape[1:])), 1), 1)
-            for at in range(0, self.n_obs, step):
-                n_rows = min(step, self.n_obs - at)
-                raw = os.pread(handle.fileno(), n_rows * row_bytes, at * row_bytes)
-                yield np.frombuffer(raw, stream.dtype).reshape(n_rows, *shape[1:])
-        file.unlink()
-
-    def _write_sparse(self, commit: Commit, path: str, stream: SparseStream) -> None:
-        index_dtype = np.dtype(stream.indices.dtype)
-        if index_dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
-            index_dtype = np.dtype(np.int32 if max(stream.shape) < np.iinfo(np.int32).max else np.int64)
-        dtype = np.dtype(stream.values.dtype).newbyteorder("=")
-        new_writer = partial(
-            SparseWriter, commit, nnz=stream.nnz, dtype=dtype, index_dtype=index_dtype, profile=self.codec
-        )
-        rows = new_writer(path, stream.shape, row_major=True, chunk=ROW_MAJOR_CHUNK)
-        companion = path in self.companions
-        exchange: Exchange | None = None
-        n_rows, n_cols = stream.shape
-        at = 0
-        with self.progress.phase(path, stream.nnz) as advance:
-            for block in self._sparse_rows(path, stream, index_dtype):
-                rows.append(block.lengths, block.indices, block.values)
-                if companion:
-                    turned = block.transpose(n_cols)
-                    if exchange is None:
-                        exchange = Exchange(
-                            self.scratch, "genes", _gene_bounds(turned.lengths, stream.nnz, self.block_values)
-                        )
-                    shifted = Slices(turned.lengths, turned.indices + index_dtype.type(at), turned.values)
-                    exchange.put(np.arange(n_cols), shifted)
-                at += len(block.lengths)
-                advance(len(block.values))
-        self.sizes |= rows.close()
-        if companion:
-            genes = new_writer(f"{path}/{COMPANION}", stream.shape, row_major=False, chunk=GENE_MAJOR_CHUNK)
-            with self.progress.phase(f"{path}/{COMPANION}", stream.nnz) as advance:
-                for block in (
-                    exchange.take()
-                    if exchange
-                    else [Slices(np.zeros(n_cols, np.int64), np.empty(0, index_dtype), np.empty(0, dtype))]
-                ):
-                    genes.append(block.lengths, block.indices, block.values)
-                    advance(len(block.values))
-            self.sizes |= genes.close()
-
-    def _sparse_rows(self, path: str, stream: SparseStream, index_dtype: np.dtype[Any]) -> Iterator[Slices]:
-        """Blocks of rows in storage order."""
-        blocks = (
-            (at, Slices(lengths, indices.astype(index_dtype, copy=False), values))
-            for at, lengths, indices, values in stream.blocks(self.block_values)
-        )
-        order = self.order if self.order is not None else np.arange(self.n_obs)
-        place = np.empty(self.n_obs, np.int64)
-        place[order] = np.arange(self.n_obs)
-        square = path.startswith("obsp/") and self.order is not None
-        if stream.row_major and self.order is None:
-            yield from (block for _, block in blocks)
-            return
-        row_values = np.diff(stream.indptr) if stream.row_major else _count_rows(stream, self.block_values)
-        exchange = Exchange(self.scratch, "rows", balanced_bounds(row_values[order], self.block_values))
-        with self.progress.phase(f"{path}: regrouping rows", stream.nnz) as advance:
-            for at, block in blocks:
-                if stream.row_major:
-                    targets, part = place[at : at + len(block.lengths)], block
-                else:
-                    turned = block.transpose(self.n_obs)
-                    targets, part = (
-                        place,
-                        Slices(turned.lengths, turned.indices + index_dtype.type(at), turned.values),
-                    )
-                ascending = np.argsort(targets)
-                exchange.put(targets[ascending], part.reorder(ascending))
-                advance(len(block.values))
-        for rows in exchange.take():
-            if square:
-                moved = Slices(rows.lengths, place[rows.indices].astype(index_dtype), rows.values)
-                yield moved.sort_indices()
-            else:
-                yield rows
-
-
-def _reordered(value: Any, order: np.ndarray) -> Any:  # noqa: ANN401 - an obsm element
+def _reordered(value: Any, order: np.ndarray) -> Any:
     return value.iloc[order] if isinstance(value, pd.DataFrame) else value[order]
-
-
-def _count_rows(stream: SparseStream, block_values: int) -> np.ndarray:
-    counts = np.zeros(stream.shape[0], np.int64)
-    for at in range(0, stream.nnz, block_values):
-        counts += np.bincount(stream.indices[at : min(at + block_values, stream.nnz)], minlength=len(counts))
-    return counts
-
-
-def _gene_bounds(first: np.ndarray, nnz: int, block_values: int) -> np.ndarray:
-    """Cut the genes into buckets by the counts of the first block, smoothed: later blocks may differ."""
-    share = first / max(first.sum(), 1) + 1 / max(len(first), 1)
-    weights = np.ceil(share / 2 * nnz).astype(np.int64)
-    return balanced_bounds(weights, block_values // 2)

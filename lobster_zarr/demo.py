@@ -133,34 +133,22 @@ def run_demo() -> None:
         adata = enlarged_pbmc()
         adata.write_h5ad(h5ad, compression="gzip")
         _upload(h5ad, options)
-        console.print(
-            f"{adata.n_obs:,} cells × {adata.n_vars:,} genes, as H5AD {human_bytes(h5ad.stat().st_size)}"
-        )
+        console.print(f"{adata.n_obs:,} cells × {adata.n_vars:,} genes, as H5AD {human_bytes(h5ad.stat().st_size)}")
         uri = f"s3://{BUCKET}/pbmc.zarr"
         console.print(f"\n[bold]lobster-zarr convert pbmc.h5ad {uri} --sort-by bulk_labels[/]")
         console.print(str(convert(h5ad, uri, sort_by="bulk_labels", storage_options=options, overwrite=True)))
-        console.print(
-            f"\n[bold]lobster-zarr query {uri} \"bulk_labels == '{CELL_TYPE}'\" --var {','.join(GENES)}[/]"
-        )
+        console.print(f"\n[bold]lobster-zarr query {uri} \"bulk_labels == '{CELL_TYPE}'\" --var {','.join(GENES)}[/]")
         table = Table("", "seconds", "requests", "bytes", "cells × genes", width=console.width)
         whole, seconds = _timed(lambda: _download(Path(folder) / "copy.h5ad", options))
         expected = whole[whole.obs["bulk_labels"] == CELL_TYPE, list(GENES)]
         size = h5ad.stat().st_size
-        table.add_row(
-            "download the H5AD, read, slice", f"{seconds:.2f}", "1", human_bytes(size), _shape(expected)
-        )
+        table.add_row("download the H5AD, read, slice", f"{seconds:.2f}", "1", human_bytes(size), _shape(expected))
         for title, genes in (("this cell type, all genes", None), ("this cell type, three genes", GENES)):
             data = open_dataset(uri, options)
-            got, seconds = _timed(
-                lambda data=data, genes=genes: data.query({"bulk_labels": CELL_TYPE}, genes).to_memory()
-            )
+            got, seconds = _timed(data.query({"bulk_labels": CELL_TYPE}, genes).to_memory)
             cost = data.stats
-            table.add_row(
-                title, f"{seconds:.2f}", f"{cost.n_requests + 1}", human_bytes(cost.n_bytes), _shape(got)
-            )
-        if not np.array_equal(got.X.toarray(), expected.X.toarray()) or not got.obs_names.equals(
-            expected.obs_names
-        ):
+            table.add_row(title, f"{seconds:.2f}", f"{cost.n_requests + 1}", human_bytes(cost.n_bytes), _shape(got))
+        if not np.array_equal(got.X.toarray(), expected.X.toarray()) or not got.obs_names.equals(expected.obs_names):
             msg = "the query and the slice in memory differ: this is a bug, please report it."
             raise AssertionError(msg)
         console.print(table)

@@ -16,7 +16,7 @@ from lobster_zarr.grid import chunks_of_runs, expand_runs
 
 if TYPE_CHECKING:
     from lobster_zarr.fetch import Fetcher
-    from lobster_zarr.layout import ArrayNode
+    from lobster_zarr.node import ArrayNode
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +71,7 @@ class Runs:
         if b - a == 1:
             hi = min(int(self.stops[a]), stop)
             return slice(lo - start, hi - start), slice(at, at + hi - lo)
-        inside = expand_runs(
-            np.maximum(self.starts[a:b], start) - start, np.minimum(self.stops[a:b], stop) - start
-        )
+        inside = expand_runs(np.maximum(self.starts[a:b], start) - start, np.minimum(self.stops[a:b], stop) - start)
         return inside, slice(at, at + len(inside))
 
 
@@ -122,8 +120,25 @@ async def read_array(
         else:
             out[target] = chunk[np.ix_(*(_spread(inside) for inside, _ in pairs))]
 
-    await fetcher.chunks(node, chunk_ids, deliver)
+    places = _whole_chunks(node, axes[0], chunk_ids) if len(axes) == 1 else {}
+    length = grid.chunk[0]
+
+    def place(chunk_id: int) -> np.ndarray | None:
+        at = places.get(chunk_id)
+        return None if at is None else out[at : at + length]
+
+    await fetcher.chunks(node, chunk_ids, deliver, place)
     return out
+
+
+def _whole_chunks(node: ArrayNode, runs: Runs, chunk_ids: np.ndarray) -> dict[int, int]:
+    """Places in the result of the chunks of a vector that are wanted whole."""
+    length = node.grid.chunk[0]
+    starts = chunk_ids * length
+    run = runs.stops.searchsorted(starts, side="right")
+    whole = (runs.starts[run] <= starts) & (runs.stops[run] >= starts + length)
+    places = runs.ends[run] - runs.stops[run] + starts
+    return dict(zip(chunk_ids[whole].tolist(), places[whole].tolist(), strict=True))
 
 
 async def _read_scalar(fetcher: Fetcher, node: ArrayNode) -> np.ndarray:

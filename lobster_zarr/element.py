@@ -19,20 +19,22 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from lobster_zarr.dense import Runs, read_array
-from lobster_zarr.fetch import together
 from lobster_zarr.errors import ChunkDecodeError, UnsupportedError
+from lobster_zarr.fetch import together
 from lobster_zarr.layout import COMPANION
 from lobster_zarr.sparse import SparseReader
+from lobster_zarr.table import TableReader
 
 if TYPE_CHECKING:
     from lobster_zarr.fetch import Fetcher
-    from lobster_zarr.layout import Tree
+    from lobster_zarr.node import Tree
 
-Matrix = np.ndarray | sparse.csr_matrix | sparse.csc_matrix | sparse.csr_array | sparse.csc_array
+type Matrix = Any
+"""A numpy array, or a scipy CSR or CSC matrix or array."""
 
 
-class ElementReader:
-    """Reads the elements of one store; keeps what every plan over a matrix needs.
+class StoreReader:
+    """Reads the elements of one AnnData store; keeps what every plan over a matrix needs.
 
     Parameters
     ----------
@@ -44,6 +46,7 @@ class ElementReader:
 
     def __init__(self, fetcher: Fetcher, tree: Tree) -> None:
         self.fetcher, self.tree = fetcher, tree
+        self.obs, self.var = TableReader(fetcher, tree, "obs"), TableReader(fetcher, tree, "var")
         self._sparse: dict[str, SparseReader] = {}
 
     def is_sparse(self, path: str) -> bool:
@@ -55,9 +58,7 @@ class ElementReader:
         if self.is_sparse(path):
             return True
         return (
-            self.tree.is_array(path)
-            and self.tree.encoding(path) in {"array", ""}
-            and bool(self.tree.array(path).shape)
+            self.tree.is_array(path) and self.tree.encoding(path) in {"array", ""} and bool(self.tree.array(path).shape)
         )
 
     def sparse(self, path: str) -> SparseReader:
@@ -90,16 +91,12 @@ class ElementReader:
         majors, minors = (rows, columns) if reader.row_major else (columns, rows)
         twin = await self._cheaper(path, majors, minors)
         if twin is not None:
-            parts = (
-                await twin.read_projected(minors, majors.positions()) if majors else await twin.read(minors)
-            )
+            parts = await twin.read_projected(minors, majors.positions()) if majors else await twin.read(minors)
             n_major, n_minor = self._extent(twin, minors, majors)
             return _build(parts, n_major, n_minor, row_major=twin.row_major).asformat(
                 "csr" if reader.row_major else "csc"
             )
-        parts = (
-            await reader.read_projected(majors, minors.positions()) if minors else await reader.read(majors)
-        )
+        parts = await reader.read_projected(majors, minors.positions()) if minors else await reader.read(majors)
         n_major, n_minor = self._extent(reader, majors, minors)
         return _build(parts, n_major, n_minor, row_major=reader.row_major)
 
@@ -119,7 +116,7 @@ class ElementReader:
         shape = reader.shape if reader.row_major else reader.shape[::-1]
         return majors.total if majors else shape[0], minors.total if minors else shape[1]
 
-    async def whole(self, path: str) -> Any:  # noqa: ANN401 - any AnnData element
+    async def whole(self, path: str) -> Any:
         """Read an element whole: all its objects at once, then AnnData's reader.
 
         Raises
@@ -128,7 +125,7 @@ class ElementReader:
             Its bytes are damaged.
         """
         memory = MemoryStore()
-        keys = [(p, k) for p in self.tree.arrays_below(path) for k in self.tree.array(p).keys()]
+        keys = [(p, k) for p in self.tree.arrays_below(path) for k in self.tree.array(p).object_keys()]
         bodies = await together(*(self.fetcher.get(p, k) for p, k in keys))
         prototype = default_buffer_prototype()
         for (_, key), body in zip(keys, bodies, strict=True):
@@ -149,23 +146,21 @@ class ElementReader:
         files: dict[str, Any] = {}
         for node_path, node in nodes.items():
             at = f"{node_path}/" if node_path else ""
-            if self.tree.zarr_format == 3:  # noqa: PLR2004 - Zarr's format number
+            if self.tree.zarr_format == 3:
                 files[f"{at}zarr.json"] = {"zarr_format": 3, **node}
                 continue
             files[f"{at}.zattrs"] = node.get("attributes", {})
             if node.get("node_type") == "array":
-                files[f"{at}.zarray"] = {
-                    k: v for k, v in node.items() if k not in {"attributes", "node_type"}
-                }
+                files[f"{at}.zarray"] = {k: v for k, v in node.items() if k not in {"attributes", "node_type"}}
             else:
                 files[f"{at}.zgroup"] = {"zarr_format": 2}
         return files
 
-    def _read(self, memory: MemoryStore, path: str) -> Any:  # noqa: ANN401
+    def _read(self, memory: MemoryStore, path: str) -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                group = zarr.open_group(memory, mode="r", zarr_format=3 if self.tree.zarr_format == 3 else 2)  # noqa: PLR2004
+                group = zarr.open_group(memory, mode="r", zarr_format=3 if self.tree.zarr_format == 3 else 2)
                 return ad.io.read_elem(group[path])
         except Exception as error:
             # The bytes are all here: whatever fails now is what they say.
@@ -173,7 +168,7 @@ class ElementReader:
             raise ChunkDecodeError(msg) from error
 
 
-def _build(parts: Any, n_major: int, n_minor: int, *, row_major: bool) -> Matrix:  # noqa: ANN401
+def _build(parts: Any, n_major: int, n_minor: int, *, row_major: bool) -> Matrix:
     arrays = ad.settings.use_sparse_array_on_read
     kinds = {
         (True, False): sparse.csr_matrix,

@@ -5,9 +5,7 @@ The file appears under its name only when it is whole.
 
 from __future__ import annotations
 
-import os
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import anndata as ad
@@ -24,10 +22,12 @@ from lobster_zarr.scratch import Exchange, Scratch, Slices, balanced_bounds
 from lobster_zarr.store import display_uri, is_local, local_path, run
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 BLOCK_VALUES = 4 << 20
-Compression = Literal["gzip", "lzf"] | None
+Compression = Literal["gzip", "lzf", "none"]
 
 
 def export(
@@ -51,7 +51,7 @@ def export(
     dest
         Local path of the file.
     compression
-        Of the datasets.
+        Of the datasets: ``"gzip"``, ``"lzf"`` or ``"none"``.
     overwrite
         Replace a file that is there.
     storage_options
@@ -102,7 +102,7 @@ class Export:
         self, data: Dataset, file: h5py.File, scratch: Scratch, compression: Compression, progress: Progress
     ) -> None:
         self.data, self.file, self.scratch, self.progress = data, file, scratch, progress
-        self.options: dict[str, Any] = {"compression": compression} if compression else {}
+        self.options: dict[str, Any] = {} if compression == "none" else {"compression": compression}
         self.source_row: np.ndarray | None = None
 
     def write(self) -> None:
@@ -114,12 +114,12 @@ class Export:
         self._frame("obs")
         self._frame("var")
         for path in self._elements():
-            if data.elements.is_sparse(path) and _by_rows(path):
+            if data.reader.is_sparse(path) and _by_rows(path):
                 self._sparse(path)
-            elif data.elements.is_matrix(path) and _by_rows(path):
+            elif data.reader.is_matrix(path) and _by_rows(path):
                 self._dense(path)
             else:
-                value = run(data.elements.whole(path))
+                value = run(data.reader.whole(path))
                 if path.startswith("obsm/") and self.source_row is not None:
                     order = np.argsort(self.source_row)
                     value = value.iloc[order] if hasattr(value, "iloc") else value[order]
@@ -157,12 +157,10 @@ class Export:
             self._put(f"{path}/{name}", values if order is None else values.take(order))
 
     def _sparse(self, path: str) -> None:
-        reader = self.data.elements.sparse(path)
+        reader = self.data.reader.sparse(path)
         group = self.file.require_group(path)
         row_major = reader.row_major
-        group.attrs.update(
-            {"encoding-type": "csr_matrix" if row_major else "csc_matrix", "encoding-version": "0.1.0"}
-        )
+        group.attrs.update({"encoding-type": "csr_matrix" if row_major else "csc_matrix", "encoding-version": "0.1.0"})
         group.attrs["shape"] = np.asarray(reader.shape)
         nnz = reader.nnz
         chunked = {"chunks": (min(nnz, 1 << 16),), "maxshape": (None,), **self.options} if nnz else {}
@@ -181,7 +179,7 @@ class Export:
 
     def _stored_slices(self, path: str) -> Iterator[tuple[int, Slices]]:
         """Blocks in storage order, read through the fetcher."""
-        reader = self.data.elements.sparse(path)
+        reader = self.data.reader.sparse(path)
         indptr = run(reader.indptr())
         bounds = balanced_bounds(np.diff(indptr), BLOCK_VALUES)
         for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
@@ -193,10 +191,10 @@ class Export:
         if self.source_row is None:
             yield from (block for _, block in self._stored_slices(path))
             return
-        indptr = run(self.data.elements.sparse(path).indptr())
+        indptr = run(self.data.reader.sparse(path).indptr())
         lengths = np.empty(len(self.source_row), np.int64)
         lengths[self.source_row] = np.diff(indptr)
-        exchange = Exchange(self.scratch, "rows", balanced_bounds(lengths, BLOCK_VALUES))
+        exchange = Exchange(self.scratch, "rows", balanced_bounds(lengths, BLOCK_VALUES), 2 * BLOCK_VALUES)
         square = path.startswith("obsp/")
         for at, block in self._stored_slices(path):
             targets = self.source_row[at : at + len(block.lengths)]
@@ -213,20 +211,16 @@ class Export:
         node = self.data.tree.array(path)
         width = max(int(np.prod(node.shape[1:])), 1)
         step = max(BLOCK_VALUES // width // node.grid.chunk[0], 1) * node.grid.chunk[0]
-        target = self.file.require_dataset(
-            path, node.shape, node.dtype, **(self.options if all(node.shape) else {})
-        )
+        target = self.file.require_dataset(path, node.shape, node.dtype, **(self.options if all(node.shape) else {}))
         target.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         order = None if self.source_row is None else np.argsort(self.source_row)
         with self.progress.phase(path, int(np.prod(node.shape))) as advance:
             for at in range(0, node.shape[0], step):
                 stop = min(at + step, node.shape[0])
                 if order is None:
-                    rows = run(
-                        read_array(self.data.fetcher, node, Runs(np.asarray([at]), np.asarray([stop])))
-                    )
+                    rows = run(read_array(self.data.fetcher, node, Runs(np.asarray([at]), np.asarray([stop]))))
                 else:
-                    from lobster_zarr.dataset import Axis
+                    from lobster_zarr.query import Axis
 
                     axis = Axis.of(order[at:stop])
                     rows = axis.arrange(run(read_array(self.data.fetcher, node, axis.runs)))

@@ -18,7 +18,6 @@ import numpy as np
 from zarr.abc.store import RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
 
-from lobster_zarr.byterange import Network
 from lobster_zarr.errors import ChunkDecodeError
 from lobster_zarr.plan import MISSING, Request, index_needed, plan_chunks
 
@@ -27,9 +26,11 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import ByteRequest
 
-    from lobster_zarr.layout import ArrayNode
+    from lobster_zarr.byterange import Network
+    from lobster_zarr.node import ArrayNode
 
     Deliver = Callable[[int, np.ndarray], None]
+    Places = Callable[[int], np.ndarray | None]
 
 DECODE_BATCH = 32
 INDEX_CACHE_BYTES = 256 << 20
@@ -110,7 +111,9 @@ class Fetcher:
         self.stats.add(path, payload.nbytes)
         return None if buffer is None else memoryview(payload)
 
-    async def chunks(self, node: ArrayNode, chunk_ids: np.ndarray, deliver: Deliver) -> None:
+    async def chunks(
+        self, node: ArrayNode, chunk_ids: np.ndarray, deliver: Deliver, place: Places = lambda _: None
+    ) -> None:
         """Read chunks of an array and hand each to `deliver`, from worker threads.
 
         Parameters
@@ -122,6 +125,9 @@ class Fetcher:
         deliver
             Called once a chunk with its number and its decoded values in full
             chunk shape; must be safe to call from several threads.
+        place
+            Called first: an array in which to decode the chunk, which is then
+            not delivered, or None.
 
         Raises
         ------
@@ -132,9 +138,9 @@ class Fetcher:
         plan = plan_chunks(node, chunk_ids, self._known(node), self.network)
         for chunk_id in plan.absent:
             deliver(int(chunk_id), self._fill(node, int(chunk_id)))
-        await together(*(self._run(request, deliver) for request in plan.requests))
+        await together(*(self._run(request, deliver, place) for request in plan.requests))
 
-    async def _run(self, request: Request, deliver: Deliver) -> None:
+    async def _run(self, request: Request, deliver: Deliver, place: Places) -> None:
         byte_range = None
         if request.start is not None and request.stop is not None:
             byte_range = RangeByteRequest(request.start, request.stop)
@@ -153,7 +159,7 @@ class Fetcher:
         loop = asyncio.get_running_loop()
         await asyncio.gather(
             *(
-                loop.run_in_executor(decode_pool(), self._decode, request, body, offsets, sizes, at, deliver)
+                loop.run_in_executor(decode_pool(), self._decode, request, body, offsets, sizes, at, deliver, place)
                 for at in range(0, len(offsets), DECODE_BATCH)
             )
         )
@@ -171,7 +177,7 @@ class Fetcher:
         entries[missing] = -1
         return entries[:, 0], entries[:, 1]
 
-    def _decode(  # noqa: PLR0913 - one batch of one response
+    def _decode(
         self,
         request: Request,
         body: memoryview,
@@ -179,6 +185,7 @@ class Fetcher:
         sizes: np.ndarray,
         at: int,
         deliver: Deliver,
+        place: Places,
     ) -> None:
         for i in range(at, min(at + DECODE_BATCH, len(offsets))):
             chunk_id, offset = int(request.chunk_ids[i]), int(offsets[i])
@@ -186,7 +193,11 @@ class Fetcher:
                 deliver(chunk_id, self._fill(request.node, chunk_id))
                 continue
             encoded = body[offset : offset + int(sizes[i])]
-            deliver(chunk_id, request.node.decode(encoded, chunk_id))
+            out = place(chunk_id)
+            if out is None:
+                deliver(chunk_id, request.node.decode(encoded, chunk_id))
+            else:
+                request.node.decode_into(encoded, chunk_id, out)
 
     def _fill(self, node: ArrayNode, chunk_id: int) -> np.ndarray:
         if self.strict:

@@ -148,4 +148,5 @@ def expand_runs(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
         return np.empty(0, np.int64)
     ends = np.cumsum(lengths)
     offsets = np.repeat(starts - (ends - lengths), lengths)
-    return np.arange(total, dtype=np.int64) + offsets
+    positions: np.ndarray = np.arange(total, dtype=np.int64) + offsets
+    return positions

@@ -77,9 +77,7 @@ class Location:
                 f"{errors.did_you_mean(self.scheme, _SCHEMES)}"
             )
         if not self.root:
-            raise errors.InvalidArgumentError(
-                f"The URI {str(self)!r} is not whole, expected s3://bucket/name."
-            )
+            raise errors.InvalidArgumentError(f"The URI {str(self)!r} is not whole, expected s3://bucket/name.")
         if self.scheme not in {"http", "https"} and (self.userinfo or self.query):
             raise errors.InvalidArgumentError(
                 f"The URI of {self} holds credentials or a query, expected {self.scheme}://bucket/name. "

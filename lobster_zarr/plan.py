@@ -17,7 +17,7 @@ from lobster_zarr.byterange import Network, coalesce
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lobster_zarr.layout import ArrayNode
+    from lobster_zarr.node import ArrayNode
 
 MISSING = np.iinfo(np.uint64).max
 """Offset and size of a chunk that a shard does not hold."""
@@ -139,7 +139,7 @@ def plan_chunks(
     return ChunkPlan(tuple(requests), np.concatenate(absent) if absent else empty)
 
 
-def _plan_shard(  # noqa: PLR0913 - the parts of one shard
+def _plan_shard(
     node: ArrayNode, shard: int, ids: np.ndarray, slots: np.ndarray, index: np.ndarray, network: Network
 ) -> tuple[list[Request], np.ndarray]:
     entries = index[slots]

@@ -112,9 +112,7 @@ def _parse_text(text: str, names: Names) -> Predicate:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InvalidPredicateError(
-            f"The {names.axis} predicate {short(ascii(text))} is no Unicode."
-        ) from error
+        raise InvalidPredicateError(f"The {names.axis} predicate {short(ascii(text))} is no Unicode.") from error
     source = Source.of(text)
     try:
         with warnings.catch_warnings():
@@ -127,9 +125,7 @@ def _parse_text(text: str, names: Names) -> Predicate:
                     "NOT is SQL", (None, 1, len(source.python.encode()[: node.col_offset].decode()) + 1, None)
                 )
     except (RecursionError, MemoryError) as error:
-        raise InvalidPredicateError(
-            f"The {names.axis} predicate {short(text)} is nested too deep."
-        ) from error
+        raise InvalidPredicateError(f"The {names.axis} predicate {short(text)} is nested too deep.") from error
     except SyntaxError as error:
         return parse_sql(source, names, error)
     clauses = []

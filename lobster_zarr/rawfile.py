@@ -23,9 +23,7 @@ _FILE_BLOCK_BYTES = 8 << 20
 
 
 @contextlib.contextmanager
-def open_file(
-    uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
-) -> Iterator[BinaryIO]:
+def open_file(uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Iterator[BinaryIO]:
     """Open one object, such as a raw .h5ad, as a seekable binary file.
 
     Parameters
@@ -88,9 +86,7 @@ def _open_raw(where: Location, access: Access) -> BinaryIO:
     try:
         files = fsspec.filesystem("" if where.scheme == "memory" else where.scheme, **options)
     except (ImportError, ValueError) as error:
-        raise errors.UnsupportedError(
-            f"Nothing installed here reads {where}. Copy the file here first."
-        ) from error
+        raise errors.UnsupportedError(f"Nothing installed here reads {where}. Copy the file here first.") from error
     return cast("BinaryIO", files.open(path, "rb", block_size=_FILE_BLOCK_BYTES, cache_type="readahead"))
 
 

@@ -118,8 +118,7 @@ def _refused_by_s3(response: Mapping[str, Any], where: Location) -> errors.Stora
     code, status = response["Error"]["Code"], response["ResponseMetadata"]["HTTPStatusCode"]
     if code == "NoSuchBucket":
         return errors.BucketNotFoundError(
-            f"The bucket {where.root!r} of {where} does not exist at this endpoint. "
-            "Check its name and the endpoint."
+            f"The bucket {where.root!r} of {where} does not exist at this endpoint. Check its name and the endpoint."
         )
     if code in _BAD_KEY | _BAD_TOKEN:
         remedy = "Renew the session token" if code in _BAD_TOKEN else "Check key, secret and the clock"
@@ -133,9 +132,7 @@ def _refused_by_s3(response: Mapping[str, Any], where: Location) -> errors.Stora
 
 
 def _denied(operation: Operation, key: str, where: Location) -> errors.AccessDeniedError:
-    resource = f"arn:aws:s3:::{where.root}" + (
-        "" if operation is LIST else f"/{where.prefix}/{key}".rstrip("/")
-    )
+    resource = f"arn:aws:s3:::{where.root}" + ("" if operation is LIST else f"/{where.prefix}/{key}".rstrip("/"))
     allowed = f"{operation.permission} on {resource}" if where.scheme == "s3" else f"to {operation.verb} it"
     return errors.AccessDeniedError(
         f"Access denied: cannot {operation.verb} {key!r} in {where}, expected credentials that allow "
@@ -184,9 +181,7 @@ class Attempt:
         if answer is None and isinstance(error, (exceptions.PermissionDeniedError, PermissionError)):
             answer = _denied(self.operation, self.key, self.where)
         if answer is None and isinstance(error, exceptions.UnauthenticatedError):
-            answer = errors.CredentialsError(
-                f"The storage of {self.where} asks for credentials that it accepts."
-            )
+            answer = errors.CredentialsError(f"The storage of {self.where} asks for credentials that it accepts.")
         return answer or errors.StorageError(
             f"Cannot {self.operation.verb} {self.key!r} in {self.where}: {type(error).__name__}, although "
             "the storage answers. Try again; if it stays, look at the cause above."

@@ -8,13 +8,14 @@ pieces. Must not know the source or the destination.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
+import threading
 from collections import deque
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -56,10 +57,20 @@ class Slices:
         taken = matrix[order]
         return Slices(self.lengths[order], taken.indices, taken.data.view(self.values.dtype))
 
-    def transpose(self, n_minor: int) -> Slices:
-        """Regroup by the minor axis; the major order is kept within. O(nnz), in C."""
+    def transpose(self, n_minor: int, first_major: int = 0) -> Slices:
+        """Regroup by the minor axis; the major order is kept within. O(nnz), in C.
+
+        Parameters
+        ----------
+        n_minor
+            Length of the minor axis.
+        first_major
+            Position of the first slice, where these are a part of a matrix.
+        """
         turned = self._matrix(n_minor).tocsc()
-        return Slices(np.diff(turned.indptr), turned.indices, turned.data.view(self.values.dtype))
+        indices = turned.indices.astype(self.indices.dtype, copy=False)
+        indices += self.indices.dtype.type(first_major)
+        return Slices(np.diff(turned.indptr), indices, turned.data.view(self.values.dtype))
 
     def sort_indices(self) -> Slices:
         """Order the indices within each slice."""
@@ -79,7 +90,7 @@ class Slices:
 
 
 class Scratch:
-    """A temporary directory for exchanges, removed with all it holds.
+    """A temporary directory for what does not fit in memory, removed with all it holds.
 
     Parameters
     ----------
@@ -89,7 +100,6 @@ class Scratch:
 
     def __init__(self, directory: str | None = None) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="lobster-zarr-", dir=directory))
-        self.written_bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -97,15 +107,63 @@ class Scratch:
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 
+    def file(self, name: str) -> ScratchFile:
+        """Make a file; it is removed when it is closed."""
+        return ScratchFile(self.path / name)
 
-@dataclass
+
+class ScratchFile:
+    """A file that is written and read at positions, from several threads.
+
+    Parameters
+    ----------
+    path
+        Where it is made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+        self.path.unlink()
+
+    def write(self, payload: bytes, at: int) -> None:
+        """Write all of `payload`.
+
+        Raises
+        ------
+        StorageError
+            The disk is full or failed.
+        """
+        try:
+            written = os.pwrite(self._file, payload, at)
+            while written < len(payload):
+                # A full disk takes a part first and refuses the rest.
+                written += os.pwrite(self._file, payload[written:], at + written)
+        except OSError as error:
+            msg = (
+                f"cannot write to the scratch directory {self.path.parent}: {error.strerror}. "
+                "Set TMPDIR to a larger disk and convert again; nothing was committed."
+            )
+            raise StorageError(msg) from error
+
+    def read(self, n_bytes: int, at: int) -> bytes:
+        """Read `n_bytes` at a position."""
+        return os.pread(self._file, n_bytes, at)
+
+
+@dataclass(frozen=True)
 class _Piece:
     """Where the compressed arrays of one piece lie in the file."""
 
-    spans: list[tuple[int, int, np.dtype[Any]]]
+    spans: tuple[tuple[int, int, np.dtype[Any]], ...]
 
 
-@dataclass
 class Exchange:
     """Regroups slices by major position, out of core.
 
@@ -117,21 +175,17 @@ class Exchange:
         Of the file.
     bounds : ndarray of int64, shape (n_buckets + 1,)
         Major positions at which the buckets begin and end.
+    max_values
+        A bucket that holds more comes back in parts.
     """
 
-    scratch: Scratch
-    name: str
-    bounds: np.ndarray
-    _pieces: list[list[Future[_Piece]]] = field(init=False)
-    _pending: deque[Future[_Piece]] = field(init=False, default_factory=deque)
-    _end: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        self._pieces = [[] for _ in self.bounds[1:]]
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
-        self._file = os.open(self.scratch.path / self.name, flags, 0o600)
-        import threading
-
+    def __init__(self, scratch: Scratch, name: str, bounds: np.ndarray, max_values: int) -> None:
+        self.bounds, self.max_values = bounds, max_values
+        self._file = scratch.file(name)
+        self._pieces: list[list[Future[_Piece]]] = [[] for _ in bounds[1:]]
+        self._values = np.zeros(len(bounds) - 1, np.int64)
+        self._pending: deque[Future[_Piece]] = deque()
+        self._end = 0
         self._lock = threading.Lock()
 
     def put(self, majors: np.ndarray, slices: Slices) -> None:
@@ -157,55 +211,51 @@ class Exchange:
             future = decode_pool().submit(self._store, arrays)
             self._pending.append(future)
             self._pieces[bucket].append(future)
+            self._values[bucket] += span.stop - span.start
 
     def _store(self, arrays: tuple[np.ndarray, ...]) -> _Piece:
         encoded = [_BLOSC.encode(np.ascontiguousarray(a)) for a in arrays]
-        total = sum(map(len, encoded))
         with self._lock:
             at = self._end
-            self._end += total
-            self.scratch.written_bytes += total
-        try:
-            written = os.pwrite(self._file, b"".join(encoded), at)
-        except OSError as error:
-            written = 0 if error.errno == errno.ENOSPC else -1
-            if written < 0:
-                raise
-        if written != total:
-            msg = (
-                f"the scratch directory {self.scratch.path} is full after {self._end:,} bytes; "
-                "set TMPDIR to a larger disk and convert again. Nothing was committed."
-            )
-            raise StorageError(msg)
+            self._end += sum(map(len, encoded))
+        self._file.write(b"".join(encoded), at)
         spans = []
         for array, chunk in zip(arrays, encoded, strict=True):
             spans.append((at, len(chunk), array.dtype))
             at += len(chunk)
-        return _Piece(spans)
+        return _Piece(tuple(spans))
 
-    def _load(self, piece: _Piece) -> list[np.ndarray]:
-        return [
-            np.frombuffer(_BLOSC.decode(os.pread(self._file, size, at)), dtype)
-            for at, size, dtype in piece.spans
-        ]
+    def _load(self, piece: _Piece, start: int, stop: int) -> tuple[np.ndarray, ...]:
+        """Read a piece back, and of it the slices of some major positions."""
+        majors, lengths, indices, values = (
+            np.frombuffer(_BLOSC.decode(self._file.read(size, at)), dtype) for at, size, dtype in piece.spans
+        )
+        lo, hi = np.searchsorted(majors, (start, stop))
+        first, last = int(lengths[:lo].sum()), int(lengths[:hi].sum())
+        return majors[lo:hi], lengths[lo:hi], indices[first:last], values[first:last]
 
     def take(self) -> Iterator[Slices]:
-        """Give the buckets back in major order, each position's values in the order they came.
+        """Give the slices back in major order, each position's values in the order they came.
 
         Yields
         ------
         Slices
-            One slice for every position of the bucket, empty ones included.
+            One slice for every position of a bucket, or of a part of it, empty
+            ones included.
         """
-        for bucket, (start, stop) in enumerate(zip(self.bounds[:-1], self.bounds[1:], strict=True)):
-            loaded = list(decode_pool().map(self._load, [f.result() for f in self._pieces[bucket]]))
-            self._pieces[bucket] = []
-            yield _assemble(loaded, int(start), int(stop))
-        os.close(self._file)
-        (self.scratch.path / self.name).unlink()
+        with self._file:
+            for bucket, total in enumerate(self._values.tolist()):
+                pieces = [future.result() for future in self._pieces[bucket]]
+                edges = self.bounds[bucket : bucket + 2]
+                n_parts = min(-(-total // self.max_values), int(edges[1] - edges[0])) or 1
+                cuts = np.linspace(edges[0], edges[1], n_parts + 1).astype(np.int64)
+                for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+                    loaded = decode_pool().map(self._load, pieces, repeat(start), repeat(stop))
+                    yield _assemble(list(loaded), start, stop)
+                self._pieces[bucket] = []
 
 
-def _assemble(pieces: list[list[np.ndarray]], start: int, stop: int) -> Slices:
+def _assemble(pieces: list[tuple[np.ndarray, ...]], start: int, stop: int) -> Slices:
     if not pieces:
         return Slices(np.zeros(stop - start, np.int64), np.empty(0, np.int32), np.empty(0, np.uint8))
     majors, lengths, indices, values = (np.concatenate(part) for part in zip(*pieces, strict=True))
@@ -215,6 +265,16 @@ def _assemble(pieces: list[list[np.ndarray]], start: int, stop: int) -> Slices:
         merged = merged.reorder(np.argsort(majors, kind="stable"))
     totals = np.bincount(majors - start, weights=lengths, minlength=stop - start).astype(np.int64)
     return Slices(totals, merged.indices, merged.values)
+
+
+def ahead[T](items: Iterator[T]) -> Iterator[T]:
+    """Produce each item on another thread while the caller works on the one before it."""
+    done = object()
+    with ThreadPoolExecutor(1, "lobster-zarr-ahead") as thread:
+        upcoming: Future[Any] = thread.submit(next, items, done)
+        while (item := upcoming.result()) is not done:
+            upcoming = thread.submit(next, items, done)
+            yield item
 
 
 def balanced_bounds(weights: np.ndarray, target: int) -> np.ndarray:

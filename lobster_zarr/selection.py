@@ -113,9 +113,7 @@ def runs(sorted_positions: npt.NDArray[np.integer[Any]]) -> tuple[Positions, Pos
         return given, given
     steps = np.diff(given)
     if (steps < 0).any():
-        raise InvalidSelectionError(
-            "Runs are made of sorted positions; sort them, and restore the order after."
-        )
+        raise InvalidSelectionError("Runs are made of sorted positions; sort them, and restore the order after.")
     breaks = np.flatnonzero(steps > 1)
     return given[np.concatenate(([0], breaks + 1))], given[np.concatenate((breaks, [-1]))] + 1
 
@@ -158,8 +156,7 @@ def _in_bounds(values: npt.NDArray[Any], length: int, axis: str) -> Positions:
     if outside.any():
         expected = f"expected {-length} to {length - 1}" if length else "expected none"
         raise InvalidSelectionError(
-            f"The {axis} position {values[outside.argmax()]} is out of bounds; "
-            f"{axis} has length {length}, {expected}."
+            f"The {axis} position {values[outside.argmax()]} is out of bounds; {axis} has length {length}, {expected}."
         )
     wrapped = values.astype(np.int64)
     wrapped[wrapped < 0] += length
@@ -169,9 +166,7 @@ def _in_bounds(values: npt.NDArray[Any], length: int, axis: str) -> Positions:
 def _named(wanted: npt.NDArray[Any], names: Names, axis: str) -> Positions:
     index = names() if callable(names) else names
     if index is None:
-        raise InvalidSelectionError(
-            f"{axis} has no names to select by; expected positions, a slice or a mask."
-        )
+        raise InvalidSelectionError(f"{axis} has no names to select by; expected positions, a slice or a mask.")
     wanted = wanted.astype(object)
     once = np.flatnonzero(~index.duplicated()) if not index.is_unique else None
     found: Positions = (index if once is None else index[once]).get_indexer(wanted)

@@ -11,7 +11,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import anndata as ad
 import h5py
@@ -21,7 +22,8 @@ import zarr
 from scipy import sparse
 
 from lobster_zarr.errors import BudgetError, FormatError, NotFoundError, UnsupportedError
-from lobster_zarr.layout import RESERVED_PREFIX
+from lobster_zarr.node import RESERVED_PREFIX
+from lobster_zarr.stage import is_plain_string
 from lobster_zarr.store import display_uri, is_local, local_path, open_file, open_store
 
 if TYPE_CHECKING:
@@ -47,6 +49,13 @@ class SparseStream:
         In memory.
     values, indices
         Sliceable: arrays, HDF5 datasets or Zarr arrays.
+    name
+        For messages.
+
+    Raises
+    ------
+    FormatError
+        The parts do not fit each other; of ``indices``, when its block is read.
     """
 
     shape: tuple[int, int]
@@ -54,6 +63,18 @@ class SparseStream:
     indptr: np.ndarray
     values: Any
     indices: Any
+    name: str
+
+    def __post_init__(self) -> None:
+        lengths, sizes = np.diff(self.indptr), {*self.values.shape, *self.indices.shape}
+        n_major = self.shape[0 if self.row_major else 1]
+        fits = len(lengths) == n_major and self.indptr[0] == 0 and (lengths >= 0).all()
+        if not fits or min(sizes) < self.nnz:
+            msg = (
+                f"{self.name} has {len(lengths):,} slices of {sorted(sizes)} values; expected {n_major:,} that "
+                "follow each other. The file is damaged."
+            )
+            raise FormatError(msg)
 
     @property
     def nnz(self) -> int:
@@ -73,8 +94,16 @@ class SparseStream:
             fit = int(np.searchsorted(self.indptr, self.indptr[at] + max_values, side="right")) - 1
             stop = min(max(fit, at + 1), n_major)
             lo, hi = int(self.indptr[at]), int(self.indptr[stop])
-            yield at, np.diff(self.indptr[at : stop + 1]), self.indices[lo:hi], native(self.values[lo:hi])
+            yield at, np.diff(self.indptr[at : stop + 1]), self.minors(lo, hi), native(self.values[lo:hi])
             at = stop
+
+    def minors(self, start: int, stop: int) -> np.ndarray:
+        """Read minor positions, checked: scipy would write through those outside the matrix."""
+        indices, n_minor = np.asarray(self.indices[start:stop]), self.shape[1 if self.row_major else 0]
+        if len(indices) and not (0 <= indices.min() and indices.max() < n_minor):
+            msg = f"{self.name} holds a position outside [0, {n_minor:,}); the file is damaged."
+            raise FormatError(msg)
+        return indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +126,8 @@ class DenseStream:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The array's dtype, in this machine's byte order."""
-        return np.dtype(self.values.dtype).newbyteorder("=")
+        dtype: np.dtype[Any] = np.dtype(self.values.dtype).newbyteorder("=")
+        return dtype
 
     def blocks(self, max_values: int) -> Iterator[tuple[int, np.ndarray]]:
         """Read blocks of rows: first row and values."""
@@ -139,7 +169,7 @@ class Source:
     def __contains__(self, path: str) -> bool:
         return self.get(path) is not None
 
-    def get(self, path: str) -> Any:  # noqa: ANN401 - a node or an object
+    def get(self, path: str) -> Any:
         """Return the node or object at a path, or None."""
         node = self.root
         for part in path.split("/"):
@@ -165,12 +195,12 @@ class Source:
         """Return a matrix as a stream, or None where the element is not a matrix."""
         node = self.get(path)
         try:
-            return _stream(node)
+            return _stream(node, f"{path!r} of {self.name}")
         except KeyError as error:
             msg = f"{path!r} of {self.name} is incomplete: {error}. The file is damaged or not AnnData."
             raise FormatError(msg) from error
 
-    def value(self, path: str) -> Any:  # noqa: ANN401 - any AnnData element
+    def value(self, path: str) -> Any:
         """Read one element whole, as AnnData reads it."""
         node = self.get(path)
         if not isinstance(node, h5py.Group | h5py.Dataset | zarr.Group | zarr.Array):
@@ -184,61 +214,96 @@ class Source:
             msg = f"{path!r} of {self.name} cannot be read by anndata: {error}"
             raise FormatError(msg) from error
 
-    def _column(self, path: str) -> Any:
-        """Read one column as it would be in a DataFrame: pandas infers what text is."""
-        return pd.Series(self.value(path))._values  # noqa: SLF001 - as anndata does
+    def frame(self, path: str) -> Frame:
+        """Return a dataframe column by column; the names are read, the columns are not.
 
-    def frame(self, path: str) -> tuple[Any, str | None, list[tuple[str, Callable[[], Any]]]]:
-        """Return a dataframe column by column.
-
-        Returns
-        -------
-        index
-            The names.
-        index_name
-            Of the index, or None.
-        columns
-            Name and a function that reads the column.
+        Raises
+        ------
+        FormatError
+            It is not a dataframe, or names columns that are not stored.
         """
         node = self.get(path)
         if isinstance(node, h5py.Group | zarr.Group) and node.attrs.get("encoding-version") == "0.2.0":
-            index_name = str(node.attrs["_index"])
-            for name in (index_name, *node.attrs["column-order"]):
+            attributes: dict[str, Any] = dict(node.attrs)
+            index_name, names = str(attributes["_index"]), [str(c) for c in attributes["column-order"]]
+            for name in (index_name, *names):
                 if name not in node:
                     msg = f"{path!r} of {self.name} names a column {name!r} that is not stored; the file is damaged."
                     raise FormatError(msg)
-            columns = [(str(c), lambda c=c: self._column(f"{path}/{c}")) for c in node.attrs["column-order"]]
-            return (
-                pd.Index(self.value(f"{path}/{index_name}"))._values,
-                None if index_name == "_index" else index_name,
-                columns,
-            )
+            index = _array(pd.Index(self.value(f"{path}/{index_name}")))
+            columns: dict[str, Callable[[], Any]] = {n: partial(self._column, f"{path}/{n}") for n in names}
+            return Frame(index, None if index_name == "_index" else index_name, columns)
         frame = self.value(path)
         if not isinstance(frame, pd.DataFrame):
             msg = f"{path!r} of {self.name} is not a dataframe; expected an AnnData {path}."
             raise FormatError(msg)
-        loaded = [(str(c), lambda c=c: frame[c]._values) for c in frame.columns]  # noqa: SLF001 - as anndata does
-        return frame.index._values, frame.index.name, loaded  # noqa: SLF001
+        strange = [c for c in frame.columns if not isinstance(c, str)]
+        if strange:
+            msg = f"{path!r} of {self.name} has column names that are not text: {strange}; rename them."
+            raise UnsupportedError(msg)
+        repeated = sorted({str(c) for c in frame.columns[frame.columns.duplicated()]})
+        if repeated:
+            msg = f"{path!r} of {self.name} has columns of the same name: {repeated}; rename them."
+            raise UnsupportedError(msg)
+        loaded: dict[str, Callable[[], Any]] = {c: partial(_array, frame[c]) for c in frame.columns}
+        return Frame(_array(frame.index), frame.index.name, loaded)
+
+    def _column(self, path: str) -> Any:
+        """Read one column as it would be in a DataFrame: pandas infers what text is."""
+        return _array(pd.Series(self.value(path)))
 
 
-def _stream(node: Any) -> Stream | None:  # noqa: ANN401 - a node or an object
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A dataframe whose columns are read one by one.
+
+    Parameters
+    ----------
+    index
+        The names.
+    index_name
+        Of the index, or None.
+    columns
+        Name to a function that reads the column.
+    """
+
+    index: Any
+    index_name: str | None
+    columns: dict[str, Callable[[], Any]]
+
+    def stored(self) -> dict[str, Callable[[], Any]]:
+        """Columns as they are stored: the index first, unless a column of its name holds it."""
+        if self.index_name in self.columns:
+            return self.columns
+        plain = np.asarray(self.index, object) if is_plain_string(self.index) else self.index
+        return {self.index_name or "_index": lambda: plain, **self.columns}
+
+
+def _array(values: pd.Series | pd.Index) -> Any:
+    """Return the array behind a Series or Index, as anndata takes it to write."""
+    return values._values  # noqa: SLF001 - ``.array`` would wrap numpy's
+
+
+def _stream(node: Any, name: str) -> Stream | None:
     if sparse.issparse(node) and node.format in {"csr", "csc"}:
         return SparseStream(
-            node.shape, node.format == "csr", node.indptr.astype(np.int64), node.data, node.indices
+            node.shape, node.format == "csr", node.indptr.astype(np.int64), node.data, node.indices, name
         )
     if isinstance(node, np.ndarray) and node.ndim and node.dtype.kind in "biufc":
         return DenseStream(np.asarray(node))
     if isinstance(node, h5py.Group | zarr.Group):
         encoding = str(node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", "")))
         if encoding[:3] in {"csr", "csc"}:
-            shape = node.attrs["shape"] if "shape" in node.attrs else node.attrs["h5sparse_shape"]
-            indptr = np.asarray(node["indptr"][:]).astype(np.int64)
+            shape: Any = node.attrs["shape"] if "shape" in node.attrs else node.attrs["h5sparse_shape"]
+            stored: Any = node["indptr"]
+            indptr = np.asarray(stored[:]).astype(np.int64)
             return SparseStream(
                 (int(shape[0]), int(shape[1])),
                 encoding.startswith("csr"),
                 indptr,
                 node["data"],
                 node["indices"],
+                name,
             )
     if isinstance(node, h5py.Dataset | zarr.Array) and node.ndim and node.dtype.kind in "biufc":
         return DenseStream(node)
@@ -277,7 +342,7 @@ def open_source(
             opened = _from_anndata(source)
         elif str(source).rstrip("/").endswith(H5_SUFFIXES):
             opened = _from_h5ad(stack, source, storage_options, memory_limit_bytes)
-        elif isinstance(source, str | os.PathLike):
+        elif isinstance(cast("object", source), str | os.PathLike):
             opened = _from_zarr(source, storage_options)
         else:
             msg = (
@@ -299,7 +364,7 @@ def _from_anndata(adata: ad.AnnData) -> Source:
     if adata.X is not None:
         root["X"] = adata.X
     if adata.raw is not None:
-        root["raw"] = {"X": adata.raw.X, "var": adata.raw.var, "varm": dict(adata.raw.varm)}
+        root["raw"] = {"X": adata.raw.X, "var": adata.raw.var, "varm": dict(cast("Any", adata.raw).varm)}
     return Source("the AnnData in memory", None, root)
 
 
@@ -375,5 +440,7 @@ def _check(source: Source) -> None:
         names = node.columns if isinstance(node, pd.DataFrame) else node.attrs.get("column-order", ())
         ours = [str(c) for c in names if str(c).startswith(RESERVED_PREFIX)]
         if ours:
-            msg = f"{table} column {ours[0]!r} of {source.name} uses the reserved prefix {RESERVED_PREFIX!r}; rename it."
+            msg = (
+                f"{table} column {ours[0]!r} of {source.name} uses the reserved prefix {RESERVED_PREFIX!r}; rename it."
+            )
             raise UnsupportedError(msg)

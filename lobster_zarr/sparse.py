@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lobster_zarr.dense import Runs, read_array
-from lobster_zarr.fetch import together
 from lobster_zarr.errors import FormatError
+from lobster_zarr.fetch import together
 from lobster_zarr.grid import chunks_of_runs
 from lobster_zarr.layout import CHUNK_SIZES
 
 if TYPE_CHECKING:
     from lobster_zarr.fetch import Fetcher
-    from lobster_zarr.layout import ArrayNode, Tree
+    from lobster_zarr.node import ArrayNode, Tree
 
 Half = Literal["values", "indices"]
 
@@ -63,10 +63,8 @@ class SparseReader:
         self.fetcher = fetcher
         self.path = path
         shape = tree.attributes(path).get("shape")
-        if not (isinstance(shape, list | tuple) and len(shape) == 2):  # noqa: PLR2004 - rows, columns
-            msg = (
-                f"sparse group {path!r} has no valid 'shape' attribute, got {shape!r}; the store is damaged."
-            )
+        if not (isinstance(shape, list | tuple) and len(shape) == 2):
+            msg = f"sparse group {path!r} has no valid 'shape' attribute, got {shape!r}; the store is damaged."
             raise FormatError(msg)
         self.shape: tuple[int, int] = (int(shape[0]), int(shape[1]))
         self.row_major = tree.encoding(path).startswith("csr")
@@ -87,12 +85,7 @@ class SparseReader:
         if self._indptr is None:
             indptr = (await read_array(self.fetcher, self._indptr_node)).astype(np.int64)
             n_major = self.shape[0] if self.row_major else self.shape[1]
-            if (
-                len(indptr) != n_major + 1
-                or indptr[0] != 0
-                or indptr[-1] != self.nnz
-                or np.any(np.diff(indptr) < 0)
-            ):
+            if len(indptr) != n_major + 1 or indptr[0] != 0 or indptr[-1] != self.nnz or np.any(np.diff(indptr) < 0):
                 msg = (
                     f"'{self.path}/indptr' is damaged: expected {n_major + 1:,} ascending offsets "
                     f"from 0 to {self.nnz:,}."
@@ -164,9 +157,7 @@ class SparseReader:
         )
         ordered = [pieces[int(i)] for i in chunk_ids]
         if not ordered:
-            return Compressed(
-                np.empty(0, self.values.dtype), np.empty(0, self.indices.dtype), np.zeros_like(indptr)
-            )
+            return Compressed(np.empty(0, self.values.dtype), np.empty(0, self.indices.dtype), np.zeros_like(indptr))
         at, kept, values = (np.concatenate(part) for part in zip(*ordered, strict=True))
         return Compressed(values, kept, np.searchsorted(at, indptr).astype(np.int64))
 

@@ -18,7 +18,7 @@ from zarr.storage import MemoryStore
 from lobster_zarr.errors import UnsupportedError
 
 
-def stage(value: Any, path: str) -> zarr.Group | zarr.Array[Any]:  # noqa: ANN401 - any AnnData element
+def stage(value: Any, path: str) -> zarr.Group | zarr.Array[Any]:
     """Encode one element.
 
     Parameters
@@ -42,9 +42,7 @@ def stage(value: Any, path: str) -> zarr.Group | zarr.Array[Any]:  # noqa: ANN40
             return group["element"]
     except Exception as error:
         # anndata's writers raise whatever a value makes them stumble over.
-        msg = (
-            f"{path!r} ({type(value).__name__}) cannot be stored without loss: {error}. Change or remove it."
-        )
+        msg = f"{path!r} ({type(value).__name__}) cannot be stored without loss: {error}. Change or remove it."
         raise UnsupportedError(msg) from error
 
 
@@ -62,7 +60,7 @@ def _write_checked(write: Any, store: Any, key: str, value: Any, *, dataset_kwar
     write(store, key, value, dataset_kwargs=dataset_kwargs)
 
 
-def is_plain_string(values: Any) -> bool:  # noqa: ANN401 - any column
+def is_plain_string(values: Any) -> bool:
     """Whether names are pandas strings with none missing: an index needs no mask to be kept.
 
     The mask would cost every reader a request. An empty index keeps it, and so

@@ -206,9 +206,7 @@ class UriStore(ObjectStore[Any]):
         return None if isinstance(answer, errors.AccessDeniedError) else answer  # listing is not needed
 
     @override
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         check_key(key)
         empty = prototype.buffer.from_bytes(b"")
         if isinstance(byte_range, RangeByteRequest) and byte_range.end <= byte_range.start:
@@ -218,9 +216,7 @@ class UriStore(ObjectStore[Any]):
                 return await super().get(key, prototype, byte_range)
         except errors.StorageError as failure:
             # Only a failure that has no other explanation is worth a HEAD.
-            beyond = (
-                type(failure) is errors.StorageError and byte_range and await self._is_beyond(key, byte_range)
-            )
+            beyond = type(failure) is errors.StorageError and byte_range and await self._is_beyond(key, byte_range)
             if not beyond:
                 raise
             return empty

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from lobster_zarr.layout import COMPANION, ArrayNode, Tree
+from lobster_zarr.layout import COMPANION
 from lobster_zarr.report import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from lobster_zarr.node import ArrayNode, Tree
 
 MAX_COLUMNS_SHOWN = 12
 
@@ -84,9 +86,7 @@ class StoreInfo:
             size = f"  {human_bytes(e.stored_bytes)}" if e.stored_bytes is not None else ""
             chunk = "×".join(f"{n:,}" for n in e.chunk)
             twin = " + csc" if e.companion else ""
-            lines.append(
-                f"  {e.path:<18}{e.kind}{twin} {e.dtype} ({shape})  {e.codec}, chunks of {chunk}{size}"
-            )
+            lines.append(f"  {e.path:<18}{e.kind}{twin} {e.dtype} ({shape})  {e.codec}, chunks of {chunk}{size}")
         for name, columns in (("obs", self.obs), ("var", self.var)):
             shown = [f"{c}: {d}" for c, d in list(columns.items())[:MAX_COLUMNS_SHOWN]]
             more = f", … {len(columns) - MAX_COLUMNS_SHOWN} more" if len(columns) > MAX_COLUMNS_SHOWN else ""
@@ -101,7 +101,7 @@ class StoreInfo:
             f"<tr><td><code>{escape(e.path)}</code></td><td>{escape(e.kind)}{' + csc' if e.companion else ''}</td>"
             f"<td>{escape(e.dtype)}</td><td>{' × '.join(f'{n:,}' for n in e.shape)}</td><td>{escape(e.codec)}</td>"
             f"<td>{'×'.join(f'{n:,}' for n in e.chunk)}</td>"
-            f"<td style='text-align:right'>{human_bytes(e.stored_bytes) if e.stored_bytes is not None else ''}</td></tr>"
+            f"<td style='text-align:right'>{_size(e)}</td></tr>"
             for e in self.elements
         )
         tables = "".join(
@@ -122,11 +122,14 @@ class StoreInfo:
             f"<div><b>{self.n_obs:,} cells × {self.n_vars:,} genes</b> "
             f"<code style='opacity:.75'>{escape(self.uri)}</code></div>"
             f"<div style='opacity:.65'>{escape(self._facts())}</div>"
-            f"<table style='border-collapse:collapse;margin:.4em 0'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-            f"{tables}"
-            + (f"<div><b>uns</b> {escape(', '.join(self.uns))}</div>" if self.uns else "")
-            + "</div>"
+            "<table style='border-collapse:collapse;margin:.4em 0'>"
+            f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+            f"{tables}" + (f"<div><b>uns</b> {escape(', '.join(self.uns))}</div>" if self.uns else "") + "</div>"
         )
+
+
+def _size(element: ElementInfo) -> str:
+    return "" if element.stored_bytes is None else human_bytes(element.stored_bytes)
 
 
 def summarize(uri: str, tree: Tree, shape: tuple[int, int], noted: Mapping[str, Any]) -> StoreInfo:
@@ -168,19 +171,13 @@ def _element(tree: Tree, path: str, sizes: Mapping[str, int]) -> ElementInfo:
     companion = f"{path}/{COMPANION}" in tree
     if tree.is_array(path) or tree.is_array(f"{path}/data"):
         node = tree.array(path if tree.is_array(path) else f"{path}/data")
-        shape = (
-            node.shape
-            if tree.is_array(path)
-            else tuple(int(n) for n in tree.attributes(path).get("shape", ()))
-        )
-        return ElementInfo(
-            path, kind, shape, node.dtype.name, node.grid.chunk, codec_name(node), stored, companion
-        )
+        shape = node.shape if tree.is_array(path) else tuple(int(n) for n in tree.attributes(path).get("shape", ()))
+        return ElementInfo(path, kind, shape, node.dtype.name, node.grid.chunk, codec_name(node), stored, companion)
     return ElementInfo(path, kind, (), "", (), "", stored)
 
 
 def codec_name(node: ArrayNode) -> str:
-    """Return the codec of an array as people say it: ``pcodec``, ``blosc-zstd``, …"""
+    """Return the codec of an array as people say it: ``pcodec``, ``blosc-zstd``, …."""
     names = []
     for codec in node.codec_documents():
         name = str(codec.get("name", codec.get("id", ""))).removeprefix("numcodecs.")

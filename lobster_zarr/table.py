@@ -13,16 +13,17 @@ import numpy as np
 import pandas as pd
 
 from lobster_zarr.dense import Runs, read_array
-from lobster_zarr.fetch import together
 from lobster_zarr.errors import FormatError, NotFoundError, UnsupportedError, did_you_mean
+from lobster_zarr.fetch import together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lobster_zarr.fetch import Fetcher
-    from lobster_zarr.layout import Tree
+    from lobster_zarr.node import Tree
 
-    Column = np.ndarray | pd.api.extensions.ExtensionArray | pd.Categorical
+type Column = Any
+"""A numpy array, a Categorical or another pandas extension array."""
 
 KINDS = {"string-array": "string", "nullable-string-array": "string", "nullable-boolean": "boolean"}
 
@@ -138,17 +139,14 @@ class TableReader:
         """
         names = list(self.columns if columns is None else columns)
         index, *values = await together(self.index(rows), *(self.column(n, rows) for n in names))
-        frame = pd.DataFrame(dict(zip(names, values, strict=True)), index=index, columns=names or None)
-        return frame
+        return pd.DataFrame(dict(zip(names, values, strict=True)), index=index, columns=names or None)
 
 
-def _nullable(encoding: str, values: np.ndarray, mask: np.ndarray, na_value: str) -> Any:  # noqa: ANN401
+def _nullable(encoding: str, values: np.ndarray, mask: np.ndarray, na_value: str) -> Any:
     if encoding == "nullable-integer":
         return pd.arrays.IntegerArray(values, mask=mask)
     if encoding == "nullable-boolean":
         return pd.arrays.BooleanArray(values, mask=mask)
-    strings = pd.array(
-        values.astype(object), dtype=pd.StringDtype(na_value=np.nan if na_value == "NaN" else pd.NA)
-    )
+    strings = pd.array(values.astype(object), dtype=pd.StringDtype(na_value=np.nan if na_value == "NaN" else pd.NA))
     strings[mask] = pd.NA
     return strings

@@ -7,7 +7,6 @@ compared as AnnData encodes it, bit by bit.
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,22 +19,26 @@ from lobster_zarr.dataset import Dataset
 from lobster_zarr.dataset import open as open_dataset
 from lobster_zarr.dense import Runs, read_array
 from lobster_zarr.errors import VerificationError
-from lobster_zarr.layout import COMPANION, SOURCE_ORDER, ArrayNode
+from lobster_zarr.layout import COMPANION, SOURCE_ORDER
 from lobster_zarr.report import Progress
-from lobster_zarr.scratch import balanced_bounds
+from lobster_zarr.scratch import Slices, balanced_bounds
 from lobster_zarr.source import DenseStream, Source, SparseStream, open_source
-from lobster_zarr.stage import is_plain_string, stage
+from lobster_zarr.stage import stage
 from lobster_zarr.store import run
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Mapping
 
     import anndata as ad
+
+    from lobster_zarr.node import ArrayNode
 
 BLOCK_VALUES = 4 << 20
 Staged = zarr.Group | zarr.Array[Any]
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _MIX2 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX3 = np.uint64(0x94D049BB133111EB)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ class VerificationReport:
 
     def __str__(self) -> str:
         against = f", {len(self.compared)} elements equal to the source" if self.compared else ""
-        return f"{self.uri} is sound: {self.n_arrays} arrays, {self.n_bytes:,} bytes read{against} ({self.seconds:.1f} s)"
+        return (
+            f"{self.uri} is sound: {self.n_arrays} arrays, {self.n_bytes:,} bytes read{against} ({self.seconds:.1f} s)"
+        )
 
 
 def verify(
@@ -117,7 +122,7 @@ class Verification:
 
     def store(self) -> None:
         """Check the store alone."""
-        tree, elements = self.data.tree, self.data.elements
+        tree, elements = self.data.tree, self.data.reader
         for path in tree.nodes:
             if path and elements.is_sparse(path) and path.rpartition("/")[2] != COMPANION:
                 self._sparse(path)
@@ -149,18 +154,14 @@ class Verification:
             rows = self._sparse_prints(companion)
             different = np.flatnonzero(rows != self.prints[path])
             if len(different):
-                self._fail(
-                    f"{companion!r} differs from {path!r} in {len(different):,} rows, first {different[0]}; convert again."
-                )
+                self._fail(f"{companion!r} differs from {path!r} in {len(different):,} rows, first {different[0]}.")
 
     def _sparse_prints(self, path: str) -> np.ndarray:
         """Check a sparse matrix and return the fingerprint of each of its rows."""
-        reader = self.data.elements.sparse(path)
+        reader = self.data.reader.sparse(path)
         indptr = run(reader.indptr())
         if reader.indices.shape != reader.values.shape:
-            self._fail(
-                f"'{path}/data' has {reader.nnz:,} values, '{path}/indices' {reader.indices.shape[0]:,}."
-            )
+            self._fail(f"'{path}/data' has {reader.nnz:,} values, '{path}/indices' {reader.indices.shape[0]:,}.")
         self.read |= {f"{path}/{n}" for n in ("data", "indices", "indptr")}
         n_minor = reader.shape[1] if reader.row_major else reader.shape[0]
         prints = np.zeros(reader.shape[0], np.uint64)
@@ -168,11 +169,13 @@ class Verification:
         with self.progress.phase(f"reading {path}", reader.nnz) as advance:
             for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
                 part = run(reader.read(Runs(np.asarray([start]), np.asarray([stop]))))
-                if len(part.indices) and not (0 <= part.indices.min() and part.indices.max() < n_minor):
+                if len(part.indices) and not (part.indices.min() >= 0 and part.indices.max() < n_minor):
                     self._fail(
                         f"'{path}/indices' holds positions outside [0, {n_minor:,}) in slices {start:,} to {stop:,}."
                     )
-                _add_prints(prints, reader.row_major, start, np.diff(part.indptr), part.indices, part.values)
+                _add_prints(
+                    prints, start, Slices(np.diff(part.indptr), part.indices, part.values), row_major=reader.row_major
+                )
                 advance(len(part.values))
         return prints
 
@@ -180,9 +183,7 @@ class Verification:
         for table, length in ((self.data.obs, self.data.n_obs), (self.data.var, self.data.n_vars)):
             for name in table.columns:
                 if table.column_length(name) != length:
-                    self._fail(
-                        f"'{table.path}/{name}' has {table.column_length(name):,} rows, expected {length:,}."
-                    )
+                    self._fail(f"'{table.path}/{name}' has {table.column_length(name):,} rows, expected {length:,}.")
         node = f"obs/{SOURCE_ORDER}"
         if self.data.tree.is_array(node):
             order = run(read_array(self.data.fetcher, self.data.tree.array(node)))
@@ -224,17 +225,12 @@ class Verification:
             self._fail(f"elements of the source that are missing: {missing}; that the source lacks: {extra}.")
 
     def _frame(self, source: Source, path: str, order: np.ndarray | None) -> None:
-        index, index_name, columns = source.frame(path)
-        names = [name for name, _ in columns]
-        stored = (
-            list(self.data.tree.attributes(path).get("column-order", ())) if path in self.data.tree else None
-        )
+        frame = source.frame(path)
+        names = list(frame.columns)
+        stored = list(self.data.tree.attributes(path).get("column-order", ())) if path in self.data.tree else None
         if stored != names:
             self._fail(f"{path} has the columns {stored}, the source {names}.")
-        if index_name not in names:
-            plain = np.asarray(index, object) if is_plain_string(index) else index
-            columns = [(str(index_name or "_index"), lambda: plain), *columns]
-        for name, read in columns:
+        for name, read in frame.stored().items():
             self._same(f"{path}/{name}", read() if order is None else read().take(order))
         self.compared.append(path)
 
@@ -255,9 +251,7 @@ class Verification:
         tree = self.data.tree
         if path not in tree:
             return f"{path!r} (missing)"
-        if tree.attributes(path) != expected.attrs.asdict() or tree.is_array(path) == isinstance(
-            expected, zarr.Group
-        ):
+        if tree.attributes(path) != expected.attrs.asdict() or tree.is_array(path) == isinstance(expected, zarr.Group):
             return repr(path)
         if isinstance(expected, zarr.Group):
             members = dict(expected.members())
@@ -274,19 +268,11 @@ class Verification:
         unequal = np.flatnonzero(np.atleast_1d(_comparable(stored) != _comparable(wanted)))
         return f"{path!r} at position {int(unequal[0])}" if len(unequal) else None
 
-    def _matrix(
-        self, source: Source, path: str, stream: SparseStream | DenseStream, order: np.ndarray | None
-    ) -> None:
+    def _matrix(self, source: Source, path: str, stream: SparseStream | DenseStream, order: np.ndarray | None) -> None:
         tree = self.data.tree
-        stored = tree.array(f"{path}/data" if self.data.elements.is_sparse(path) else path)
-        dtype = (
-            stream.dtype
-            if isinstance(stream, DenseStream)
-            else np.dtype(stream.values.dtype).newbyteorder("=")
-        )
-        shape = (
-            stored.shape if not self.data.elements.is_sparse(path) else self.data.elements.sparse(path).shape
-        )
+        stored = tree.array(f"{path}/data" if self.data.reader.is_sparse(path) else path)
+        dtype = stream.dtype if isinstance(stream, DenseStream) else np.dtype(stream.values.dtype).newbyteorder("=")
+        shape = stored.shape if not self.data.reader.is_sparse(path) else self.data.reader.sparse(path).shape
         if shape != stream.shape or stored.dtype != dtype:
             self._fail(f"{path!r} is {stored.dtype} {shape}, in the source {dtype} {stream.shape}.")
         columns = order if path.startswith("obsp/") else None
@@ -299,10 +285,8 @@ class Verification:
         different = np.flatnonzero(self.prints[path] != expected)
         if len(different):
             row = int(different[0] if order is None else order[different[0]])
-            name = source.frame("obs")[0][row]
-            self._fail(
-                f"{path!r} differs from the source in {len(different):,} rows, first in source row {row} ({name!r})."
-            )
+            name = source.frame("obs").index[row]
+            self._fail(f"{path!r} differs from the source in {len(different):,} rows, first in row {row} ({name!r}).")
 
     def _bands(self, node: ArrayNode) -> Iterator[np.ndarray]:
         width = max(int(np.prod(node.shape[1:])), 1)
@@ -313,10 +297,10 @@ class Verification:
 
     def _relabelled(self, path: str, order: np.ndarray) -> np.ndarray:
         """Fingerprints of a square matrix with its columns named as in the source."""
-        reader = self.data.elements.sparse(path)
+        reader = self.data.reader.sparse(path)
         part = run(reader.read())
         prints = np.zeros(reader.shape[0], np.uint64)
-        _add_prints(prints, True, 0, np.diff(part.indptr), order[part.indices], part.values)
+        _add_prints(prints, 0, Slices(np.diff(part.indptr), order[part.indices], part.values), row_major=True)
         return prints
 
 
@@ -328,30 +312,26 @@ def _bits(values: np.ndarray) -> np.ndarray:
     """Return the bits of each value as uint64; a complex value's halves are folded."""
     if values.dtype.kind == "c":
         halves = np.ascontiguousarray(values).view(f"f{values.dtype.itemsize // 2}").reshape(*values.shape, 2)
-        return _bits(halves[..., 0]) * _MIX2 + _bits(halves[..., 1])
-    width = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[values.dtype.itemsize]
-    return np.ascontiguousarray(values).view(width).astype(np.uint64)
+        folded: np.ndarray = _bits(halves[..., 0]) * _MIX2 + _bits(halves[..., 1])
+        return folded
+    bits: np.ndarray = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}").astype(np.uint64)
+    return bits
 
 
 def _mix(columns: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Mix a position and a value to 64 bits (the finaliser of splitmix64)."""
-    z = (columns.astype(np.uint64) + np.uint64(1)) * _MIX + _bits(values) * _MIX2
-    z = (z ^ (z >> np.uint64(30))) * _MIX2
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    z: np.ndarray = (columns.astype(np.uint64) + np.uint64(1)) * _MIX + _bits(values) * _MIX2
+    for shift, factor in ((30, _MIX2), (27, _MIX3)):
+        z = np.bitwise_xor(z, np.right_shift(z, np.uint64(shift))) * factor
+    mixed: np.ndarray = np.bitwise_xor(z, np.right_shift(z, np.uint64(31)))
+    return mixed
 
 
-def _add_prints(  # noqa: PLR0913 - one block
-    prints: np.ndarray,
-    row_major: bool,
-    start: int,
-    lengths: np.ndarray,
-    indices: np.ndarray,
-    values: np.ndarray,  # noqa: FBT001
-) -> None:
-    majors = np.repeat(np.arange(start, start + len(lengths)), lengths)
-    rows, columns = (majors, indices) if row_major else (indices, majors)
-    np.add.at(prints, rows, _mix(columns, values))
+def _add_prints(prints: np.ndarray, start: int, slices: Slices, *, row_major: bool) -> None:
+    """Add what a block of major slices, from `start` on, says of its rows."""
+    majors = np.repeat(np.arange(start, start + len(slices.lengths)), slices.lengths)
+    rows, columns = (majors, slices.indices) if row_major else (slices.indices, majors)
+    np.add.at(prints, rows, _mix(columns, slices.values))
 
 
 def _source_prints(stream: SparseStream | DenseStream) -> np.ndarray:
@@ -359,7 +339,7 @@ def _source_prints(stream: SparseStream | DenseStream) -> np.ndarray:
         return _dense_prints((rows for _, rows in stream.blocks(BLOCK_VALUES)), stream.shape[0], None)
     prints = np.zeros(stream.shape[0], np.uint64)
     for at, lengths, indices, values in stream.blocks(BLOCK_VALUES):
-        _add_prints(prints, stream.row_major, at, lengths, indices, values)
+        _add_prints(prints, at, Slices(lengths, indices, values), row_major=stream.row_major)
     return prints
 
 
@@ -368,9 +348,7 @@ def _dense_prints(blocks: Iterator[np.ndarray], n_rows: int, columns: np.ndarray
     for block in blocks:
         flat = block.reshape(len(block), -1)
         names = np.arange(flat.shape[1]) if columns is None else columns
-        prints[at : at + len(flat)] = _mix(np.broadcast_to(names, flat.shape), flat).sum(
-            axis=1, dtype=np.uint64
-        )
+        prints[at : at + len(flat)] = _mix(np.broadcast_to(names, flat.shape), flat).sum(axis=1, dtype=np.uint64)
         at += len(flat)
     return prints
 

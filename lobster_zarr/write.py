@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from lobster_zarr.fetch import decode_pool, n_cores
+from lobster_zarr.fetch import decode_pool
 from lobster_zarr.layout import (
     CHUNK_SIZES,
     CHUNK_SIZES_MIN,
-    ArrayNode,
     CodecProfile,
     dense_grid,
     new_array,
@@ -31,8 +30,12 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from lobster_zarr.commit import Commit
+    from lobster_zarr.node import ArrayNode
 
 BATCH_BYTES = 1 << 20
+PENDING_BYTES = 32 << 20
+"""Decoded bytes that one array may have waiting for the codecs: enough to keep all cores
+busy while the caller regroups its next block."""
 
 
 class ArrayWriter:
@@ -64,6 +67,8 @@ class ArrayWriter:
 
     def append(self, rows: np.ndarray) -> None:
         """Add the next rows, any number of them."""
+        if self.node.shape and not len(rows):
+            return
         self._tail.append(rows)
         self._tail_rows += len(rows)
         if self._tail_rows >= self._batch * self.node.grid.chunk[0]:
@@ -95,7 +100,7 @@ class ArrayWriter:
             self._submit(chunks)
 
     def _submit(self, chunks: list[np.ndarray]) -> None:
-        while len(self._pending) >= 2 * n_cores():
+        while len(self._pending) >= PENDING_BYTES // BATCH_BYTES:
             self._collect()
         self._pending.append(decode_pool().submit(lambda: [self.node.encode(c) for c in chunks]))
 
@@ -119,20 +124,18 @@ class ArrayWriter:
         grid = self.node.grid
         return math.prod(
             min((i + 1) * per, n) - i * per
-            for i, per, n in zip(
-                grid.shard_coords(shard_id), grid.chunks_per_shard, grid.chunks_per_axis, strict=True
-            )
+            for i, per, n in zip(grid.shard_coords(shard_id), grid.chunks_per_shard, grid.chunks_per_axis, strict=True)
         )
 
 
-def write_array(  # noqa: PLR0913 - one call writes one array
+def write_array(
     commit: Commit,
     path: str,
     values: np.ndarray,
     *,
     profile: CodecProfile,
     attributes: Mapping[str, Any] | None = None,
-    zdtype: Any = None,  # noqa: ANN401 - zarr's own dtype object
+    zdtype: Any = None,
     fill_value: object = None,
 ) -> int:
     """Write a whole array that is in memory. Returns its encoded bytes."""
@@ -194,9 +197,7 @@ class SparseWriter:
         grid = sparse_grid(nnz, chunk)
 
         def writer(name: str, kind: np.dtype[Any]) -> ArrayWriter:
-            node = new_array(
-                f"{path}/{name}", (nnz,), kind, grid=grid, profile=profile, attributes=attributes
-            )
+            node = new_array(f"{path}/{name}", (nnz,), kind, grid=grid, profile=profile, attributes=attributes)
             return ArrayWriter(commit, node)
 
         encoding = "csr_matrix" if row_major else "csc_matrix"

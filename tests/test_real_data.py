@@ -60,9 +60,7 @@ def _quiet() -> Iterator[None]:
 
 def _has_awkward(path: Path) -> bool:
     with h5py.File(path) as file:
-        found = file.visititems(
-            lambda _, node: True if node.attrs.get("encoding-type") == "awkward-array" else None
-        )
+        found = file.visititems(lambda _, node: True if node.attrs.get("encoding-type") == "awkward-array" else None)
     return bool(found)
 
 
@@ -104,9 +102,7 @@ def test_a_real_file_comes_back(source: Path, expected: ad.AnnData, tmp_path: Pa
 
 
 @pytest.mark.parametrize("source", _cases(H5AD), indirect=True)
-def test_a_real_file_sorted_and_exported_comes_back(
-    source: Path, expected: ad.AnnData, tmp_path: Path
-) -> None:
+def test_a_real_file_sorted_and_exported_comes_back(source: Path, expected: ad.AnnData, tmp_path: Path) -> None:
     column = _first_categorical(expected.obs)
     if column is None:
         pytest.skip("no categorical column in obs")

@@ -110,9 +110,7 @@ def test_an_anndata_zarr_store(fresh: Callable[[str], Path], adata: ad.AnnData, 
 
 @pytest.mark.parametrize("cls", [sparse.csc_matrix, sparse.csc_array])
 @pytest.mark.parametrize("from_file", [False, True], ids=["memory", "h5ad"])
-def test_csc_becomes_csr_with_its_explicit_zeros(
-    fresh: Callable[[str], Path], cls: type, from_file: bool
-) -> None:
+def test_csc_becomes_csr_with_its_explicit_zeros(fresh: Callable[[str], Path], cls: type, from_file: bool) -> None:
     entries = (np.array([1.0, 0.0, -0.0, np.nan], "float32"), np.array([2, 0, 1, 0]), np.array([0, 2, 2, 4]))
     adata = ad.AnnData(cls(entries, shape=(3, 3)))
     source: Any = adata
@@ -152,9 +150,7 @@ def test_sorted_storage(fresh: Callable[[str], Path], drawn: st.DataObject, adat
     assert_equal(in_storage, reordered(expected, rows), sparse_layout="any")
     assert_equal(quietly(ad.read_zarr, path), in_storage, sparse_layout="any")
 
-    labels = [
-        tuple(map(int, row)) for row in zip(*(_groups(in_storage.obs, c) for c in sort_by), strict=True)
-    ]
+    labels = [tuple(map(int, row)) for row in zip(*(_groups(in_storage.obs, c) for c in sort_by), strict=True)]
     for n in range(1, len(sort_by) + 1):
         prefixes = [label[:n] for label in labels]
         assert _n_runs(prefixes) == len(set(prefixes)), f"{sort_by[:n]} is not contiguous"
@@ -190,9 +186,7 @@ def test_a_query_reads_the_layers_and_obsm_it_names(drawn: st.DataObject, adata:
     convert(adata, uri)
     rows = drawn.draw(strategies.selections(adata.obs_names), "rows")
     wanted = {
-        name: drawn.draw(
-            st.lists(st.sampled_from(sorted(there)), unique=True) if there else st.just([]), name
-        )
+        name: drawn.draw(st.lists(st.sampled_from(sorted(there)), unique=True) if there else st.just([]), name)
         for name, there in (("layers", adata.layers.keys() - {None}), ("obsm", adata.obsm.keys()))
     }
     expected = sliced(stored(adata), rows, slice(None))
@@ -225,9 +219,7 @@ def test_nothing_asked_for_is_an_empty_anndata(
 
 @examples(8)
 @given(drawn=st.data(), adata=strategies.anndatas(h5ad=True))
-def test_export_gives_the_source_back(
-    fresh: Callable[[str], Path], drawn: st.DataObject, adata: ad.AnnData
-) -> None:
+def test_export_gives_the_source_back(fresh: Callable[[str], Path], drawn: st.DataObject, adata: ad.AnnData) -> None:
     uri, path = memory_uri(), fresh(".h5ad")
     convert(adata, uri, sort_by=drawn.draw(strategies.sort_keys(adata.obs), "sort_by"))
     lz.export(uri, path)
@@ -236,9 +228,7 @@ def test_export_gives_the_source_back(
 
 @examples(6)
 @given(drawn=st.data(), adata=strategies.anndatas(min_obs=1), gene_major=st.booleans())
-def test_verify_passes_on_what_convert_wrote(
-    drawn: st.DataObject, adata: ad.AnnData, gene_major: bool
-) -> None:
+def test_verify_passes_on_what_convert_wrote(drawn: st.DataObject, adata: ad.AnnData, gene_major: bool) -> None:
     uri = memory_uri()
     convert(adata, uri, gene_major=gene_major, sort_by=drawn.draw(strategies.sort_keys(adata.obs), "sort_by"))
     lz.verify(uri)

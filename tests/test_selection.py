@@ -57,9 +57,7 @@ def axes_and_selectors(draw):
             chosen,
             chosen.map(lambda v: np.array(v, dtype=object)),
             chosen.map(lambda v: pd.Index(v, dtype="str")),
-            st.builds(
-                slice, st.none() | st.sampled_from(list(names)), st.none() | st.sampled_from(list(names))
-            ),
+            st.builds(slice, st.none() | st.sampled_from(list(names)), st.none() | st.sampled_from(list(names))),
         )
     )
     return names, selector
@@ -105,7 +103,7 @@ def test_other_spellings(selector, expected):
         *([5], -6, np.array([0, 2**63], dtype=np.uint64), [2**70], [-(2**70)]),
         *([True, False], np.zeros(6, dtype=bool), np.array([], dtype=bool), pl.Series([True])),
         *(1.0, [1.0, 2.0], [1.5], np.array([]), True, np.True_),
-        *([0, "CD3D"], [True, 1], [None], ["CD3D", None], {"CD3D"}, b"CD3D", {"a": 1}, object()),
+        *([0, "CD3D"], [True, 1], [None], ["CD3D", None], {"CD3D"}, b"CD3D", {"a": 1}, 1j),
         *(np.array([[0, 1]]), np.array(1), [[0], [1]], slice(1.5, 2), slice(0, 5, 0)),
         *(pd.array([True, None, False, False, True], dtype="boolean"), pd.array([1, None], dtype="Int64")),
         pl.Series([True, None, False, False, True]),

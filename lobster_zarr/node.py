@@ -1,0 +1,317 @@
+"""The nodes of a store: arrays with their grid, keys and codec, and the tree of all nodes.
+
+Knows how one chunk becomes bytes and back, and what a store's metadata says.
+Must not know where a store is, what a query wants, or do any I/O. The nodes
+are Zarr's (https://zarr-specs.readthedocs.io/en/latest/v3/) with AnnData's
+encodings in the attributes
+(https://anndata.readthedocs.io/en/stable/fileformat-prose.html).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+import numpy as np
+import pcodec
+from zarr.codecs import Crc32cCodec, ShardingCodec
+from zarr.codecs._v2 import V2Codec
+from zarr.codecs.numcodecs import PCodec
+from zarr.core.array_spec import ArrayConfig, ArraySpec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.chunk_utils import ChunkTransform, evolve_codecs
+from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
+
+from lobster_zarr.errors import ChunkDecodeError, FormatError, UnsupportedError
+from lobster_zarr.grid import Grid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from zarr.abc.codec import Codec
+
+RESERVED_PREFIX = "_lobster_zarr_"
+"""Nodes with this prefix are ours; AnnData's readers do not look at them."""
+MAX_CHUNK_BYTES = 2 << 30
+"""A chunk that claims to decode to more is refused before anything is allocated."""
+
+_PROTOTYPE = default_buffer_prototype()
+_CONFIG = ArrayConfig.from_dict({"write_empty_chunks": True, "read_missing_chunks": False})
+
+
+@dataclass(frozen=True)
+class ArrayNode:
+    """One Zarr array of a store: its grid, its keys and its codec.
+
+    Parameters
+    ----------
+    path
+        Path from the root of the store, without a leading slash.
+    metadata
+        Zarr's own description of the array.
+    """
+
+    path: str
+    metadata: ArrayV3Metadata | ArrayV2Metadata
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape."""
+        return self.metadata.shape
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The array's user attributes."""
+        return dict(self.metadata.attributes)
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype that a decoded chunk has."""
+        return np.dtype(self.metadata.dtype.to_native_dtype())
+
+    @cached_property
+    def sharding(self) -> ShardingCodec | None:
+        """The sharding codec, where each stored object holds many chunks."""
+        codecs: tuple[Codec, ...] = getattr(self.metadata, "codecs", ())
+        return codecs[0] if len(codecs) == 1 and isinstance(codecs[0], ShardingCodec) else None
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Chunks (inner chunks where sharded) and stored objects."""
+        outer = getattr(self.metadata.chunk_grid, "chunk_shape", None)
+        if outer is None:
+            msg = f"array {self.path!r} has an irregular chunk grid; expected a regular one."
+            raise UnsupportedError(msg)
+        chunk = self.sharding.chunk_shape if self.sharding else outer
+        return Grid(tuple(self.shape), tuple(chunk), tuple(outer))
+
+    def key(self, shard_id: int) -> str:
+        """Return the Zarr key of one stored object."""
+        coords = self.grid.shard_coords(shard_id)
+        name = self.metadata.encode_chunk_key(coords)
+        return f"{self.path}/{name}"
+
+    def object_keys(self) -> list[str]:
+        """Return the Zarr keys of all stored objects, in C order."""
+        return [self.key(i) for i in range(math.prod(self.grid.shards_per_axis))]
+
+    def codec_documents(self) -> list[dict[str, Any]]:
+        """Return what the metadata says of the codecs of a chunk."""
+        if isinstance(self.metadata, ArrayV2Metadata):
+            members = (*(self.metadata.filters or ()), self.metadata.compressor)
+            return [m.get_config() for m in members if m is not None]
+        codecs = self.sharding.codecs if self.sharding else self.metadata.codecs
+        return [c.to_dict() for c in codecs]
+
+    @cached_property
+    def _spec(self) -> ArraySpec:
+        chunk_bytes = math.prod(self.grid.chunk) * max(self.dtype.itemsize, 1)
+        if chunk_bytes > MAX_CHUNK_BYTES:
+            msg = (
+                f"array {self.path!r} declares chunks of {chunk_bytes:,} decoded bytes; "
+                f"expected at most {MAX_CHUNK_BYTES:,}. Rewrite the store with smaller chunks."
+            )
+            raise UnsupportedError(msg)
+        return ArraySpec(self.grid.chunk, self.metadata.dtype, self.metadata.fill_value, _CONFIG, _PROTOTYPE)
+
+    @cached_property
+    def _transform(self) -> ChunkTransform:
+        codecs: Iterable[Codec]
+        if isinstance(self.metadata, ArrayV2Metadata):
+            codecs = (V2Codec(filters=self.metadata.filters, compressor=self.metadata.compressor),)
+        else:
+            codecs = self.sharding.codecs if self.sharding else self.metadata.codecs
+        return ChunkTransform(codecs=evolve_codecs(codecs, self._spec))
+
+    def encode(self, chunk: np.ndarray) -> bytes:
+        """Encode one chunk; a partial one at the edge is padded to full shape."""
+        if chunk.shape != self.grid.chunk:
+            whole = np.zeros(self.grid.chunk, self.dtype)
+            whole[tuple(slice(n) for n in chunk.shape)] = chunk
+            chunk = whole
+        encoded = self._transform.encode_chunk(_PROTOTYPE.nd_buffer.from_ndarray_like(chunk), self._spec)
+        if encoded is None:
+            msg = f"array {self.path!r}: a codec dropped a chunk"
+            raise FormatError(msg)
+        return encoded.to_bytes()
+
+    def decode(self, encoded: bytes | memoryview, chunk_id: int) -> np.ndarray:
+        """Decode one chunk to its full shape.
+
+        Raises
+        ------
+        ChunkDecodeError
+            The checksum, the codec or the decoded size does not fit.
+        """
+        try:
+            buffer = _PROTOTYPE.buffer.from_array_like(np.frombuffer(encoded, np.uint8))
+            chunk = np.asarray(self._transform.decode_chunk(buffer, self._spec).as_ndarray_like())
+            return chunk.reshape(self.grid.chunk)
+        except Exception as error:
+            # Every codec has errors of its own; all of them mean damaged bytes here.
+            raise self._damaged(chunk_id, len(encoded), error) from error
+
+    def decode_into(self, encoded: memoryview, chunk_id: int, out: np.ndarray) -> None:
+        """Decode one chunk straight into its place in a result.
+
+        Parameters
+        ----------
+        encoded
+            The chunk's bytes.
+        chunk_id
+            For messages.
+        out : ndarray of the array's dtype, shape ``grid.chunk``
+            Contiguous.
+
+        Raises
+        ------
+        ChunkDecodeError
+            As :meth:`decode`.
+        """
+        if not self._is_plain_pcodec:
+            out[...] = self.decode(encoded, chunk_id)
+            return
+        body = bytes(encoded[:-4])
+        try:
+            if _crc32c(body) != encoded[-4:]:
+                msg = "its checksum does not fit"
+                raise ValueError(msg)
+            done = pcodec.standalone.simple_decompress_into(body, out)
+            if done.n_processed != len(out) or not done.finished:
+                msg = f"it holds {done.n_processed} values or more, expected {len(out)}"
+                raise ValueError(msg)
+        except Exception as error:
+            raise self._damaged(chunk_id, len(encoded), error) from error
+
+    @cached_property
+    def _is_plain_pcodec(self) -> bool:
+        """Whether a chunk is pcodec and a checksum, one-dimensional: it can skip zarr's codec chain."""
+        codecs = self.sharding.codecs if self.sharding else getattr(self.metadata, "codecs", ())
+        kinds = [type(c) for c in codecs]
+        return kinds == [PCodec, Crc32cCodec] and len(self.shape) == 1 and self.dtype.isnative
+
+    def _damaged(self, chunk_id: int, n_bytes: int, error: Exception) -> ChunkDecodeError:
+        msg = (
+            f"chunk {chunk_id} of array {self.path!r} ({n_bytes:,} bytes) cannot be decoded: {error}. "
+            f"The object is damaged or truncated; restore it from a copy or convert again."
+        )
+        return ChunkDecodeError(msg)
+
+    @cached_property
+    def index_bytes(self) -> int:
+        """Size of one shard's index (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/)."""
+        return 16 * math.prod(self.grid.chunks_per_shard) + 4
+
+    @property
+    def index_at_start(self) -> bool:
+        """Whether a shard begins with its index instead of ending with it."""
+        location: Any = getattr(self.sharding, "index_location", "end")
+        return str(getattr(location, "value", location)) == "start"
+
+    def decode_index(self, encoded: bytes | memoryview, shard_id: int) -> np.ndarray:
+        """Decode a shard index.
+
+        Returns
+        -------
+        ndarray of uint64, shape (n_slots, 2)
+            Offset and size of each chunk in the shard; all ones where a chunk is missing.
+        """
+        payload = bytes(encoded)
+        body, stored = payload[:-4], payload[-4:]
+        if len(payload) != self.index_bytes or _crc32c(body) != stored:
+            msg = (
+                f"the index of shard {self.key(shard_id)!r} is damaged ({len(payload):,} bytes, "
+                f"expected {self.index_bytes:,} with a valid checksum); restore the object or convert again."
+            )
+            raise ChunkDecodeError(msg)
+        return np.frombuffer(body, "<u8").reshape(-1, 2)
+
+    def build_shard(self, chunks: Mapping[int, bytes]) -> bytes:
+        """Concatenate encoded chunks (by slot, ascending) and append the index."""
+        index = np.full((math.prod(self.grid.chunks_per_shard), 2), np.iinfo(np.uint64).max, "<u8")
+        offset = 0
+        for slot, encoded in chunks.items():
+            index[slot] = offset, len(encoded)
+            offset += len(encoded)
+        body = index.tobytes()
+        return b"".join([*chunks.values(), body, _crc32c(body)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the array's ``zarr.json``."""
+        document: dict[str, Any] = json.loads(self.metadata.to_buffer_dict(_PROTOTYPE)["zarr.json"].to_bytes())
+        return document
+
+
+def _crc32c(payload: bytes) -> bytes:
+    return int(google_crc32c.value(payload)).to_bytes(4, "little")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """All nodes of a store, as its consolidated metadata tells.
+
+    Parameters
+    ----------
+    nodes
+        Path to node document; the root's path is the empty string.
+    zarr_format
+        2 or 3.
+    """
+
+    nodes: Mapping[str, Mapping[str, Any]]
+    zarr_format: int = 3
+
+    @cached_property
+    def _children(self) -> dict[str, list[str]]:
+        children: dict[str, list[str]] = {}
+        for path in self.nodes:
+            if path:
+                parent, _, name = path.rpartition("/")
+                children.setdefault(parent, []).append(name)
+        return children
+
+    @cached_property
+    def _arrays(self) -> dict[str, ArrayNode]:
+        return {}
+
+    def __contains__(self, path: str) -> bool:
+        return path in self.nodes
+
+    def children(self, path: str) -> list[str]:
+        """Names of the direct members of a group, ours left out."""
+        return [n for n in self._children.get(path, []) if not n.startswith(RESERVED_PREFIX)]
+
+    def attributes(self, path: str) -> dict[str, Any]:
+        """User attributes of a node."""
+        return dict(self.nodes[path].get("attributes") or {})
+
+    def encoding(self, path: str) -> str:
+        """AnnData's ``encoding-type`` of a node, or an empty string."""
+        return str(self.attributes(path).get("encoding-type", "")) if path in self.nodes else ""
+
+    def is_array(self, path: str) -> bool:
+        """Whether a node exists and is an array."""
+        return path in self.nodes and self.nodes[path].get("node_type") == "array"
+
+    def array(self, path: str) -> ArrayNode:
+        """Parse one array's metadata, once."""
+        if path not in self._arrays:
+            if not self.is_array(path):
+                msg = f"{path!r} is not an array of this store; its metadata is incomplete or damaged."
+                raise FormatError(msg)
+            document: Any = {k: v for k, v in self.nodes[path].items() if k != "node_type"}
+            if self.zarr_format == 3:
+                metadata: Any = ArrayV3Metadata.from_dict({**document, "node_type": "array"})
+            else:
+                metadata = ArrayV2Metadata.from_dict(document)
+            self._arrays[path] = ArrayNode(path, metadata)
+        return self._arrays[path]
+
+    def arrays_below(self, path: str) -> list[str]:
+        """Return the paths of a node's arrays, itself included."""
+        prefix = f"{path}/"
+        return [p for p in self.nodes if (p == path or p.startswith(prefix)) and self.is_array(p)]
