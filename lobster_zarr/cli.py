@@ -21,6 +21,8 @@ from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
 if TYPE_CHECKING:
     from lobster_zarr.query import Selection
 
+INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+
 app = typer.Typer(
     name="lobster-zarr",
     help="Single-cell data on S3, read by the cell and the gene.",
@@ -233,13 +235,21 @@ def demo() -> None:
 def main() -> None:
     """Run the command line. Exit status 0; 2 with one line on standard error; 130 on Ctrl-C."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except click.ClickException:
-        sys.exit(2)
-    except LobsterZarrError:
-        sys.exit(2)
+        status = app(standalone_mode=False) or 0
+    except click.ClickException as error:
+        status = _failed(error.format_message(), 2)
+    except LobsterZarrError as error:
+        status = _failed(str(error), 2)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        sys.exit(130)
+        status = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        status = 1
+    if status == INTERRUPTED:  # also what typer makes of a KeyboardInterrupt
+        _failed("interrupted; nothing half-written was left.", status)
+    sys.exit(status)
+
+
+def _failed(message: str, status: int) -> int:
+    typer.echo(f"lobster-zarr: {' '.join(message.split())}", err=True)
+    return status

@@ -91,12 +91,17 @@ class Commit:
 
     def __enter__(self) -> Self:
         stale = run(self._survey())
-        self._put_now(MARKER, json.dumps({"writer": "lobster_zarr"}).encode())
-        if stale:
-            # The root goes first: from here on the old store does not open.
+        try:
+            self._put_now(MARKER, json.dumps({"writer": "lobster_zarr"}).encode())
+            # The root goes first: from here on the old store does not open, and its rest goes in any case.
+            self._keys = stale
             roots = [k for k in stale if k in {"zarr.json", ".zgroup", ".zmetadata", ".zattrs"}]
             run(self._delete(roots))
             run(self._delete(k for k in stale if k not in roots and k != MARKER))
+            self._keys = []
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -113,20 +118,22 @@ class Commit:
         if not top:
             return []
         where = display_uri(self.uri)
-        if MARKER in top:
-            self.replaced = "an unfinished conversion"
-        elif top & {"zarr.json", ".zgroup"}:
-            encoding = await self._encoding("zarr.json" if "zarr.json" in top else ".zattrs")
-            if encoding not in STORE_ENCODINGS:
-                msg = (
-                    f"{where} holds a Zarr hierarchy that is not an AnnData or MuData store "
-                    f"(encoding-type {encoding!r}); choose another destination or delete it yourself."
-                )
-                raise ConflictError(msg)
+        rooted = top & {"zarr.json", ".zgroup"}
+        encoding = await self._encoding("zarr.json" if "zarr.json" in top else ".zattrs") if rooted else ""
+        if encoding in STORE_ENCODINGS:
+            # Whole, also beside a marker: the marker comes before the old root goes and goes after the new one.
             if not self.overwrite:
                 msg = f"{where} already holds a store; pass overwrite=True (--overwrite) to replace it."
                 raise ConflictError(msg)
             self.replaced = "a store"
+        elif MARKER in top:
+            self.replaced = "an unfinished conversion"
+        elif rooted:
+            msg = (
+                f"{where} holds a Zarr hierarchy that is not an AnnData or MuData store "
+                f"(encoding-type {encoding!r}); choose another destination or delete it yourself."
+            )
+            raise ConflictError(msg)
         else:
             some = ", ".join(sorted(top)[:3])
             msg = (
@@ -140,8 +147,11 @@ class Commit:
         buffer = await self.store.get(key, default_buffer_prototype())
         if buffer is None:
             return ""
-        document = json.loads(buffer.to_bytes())
-        return str(document.get("attributes", document).get("encoding-type", ""))
+        try:
+            document = json.loads(buffer.to_bytes())
+            return str(document.get("attributes", document).get("encoding-type", ""))
+        except (ValueError, AttributeError):  # not JSON, or not an object: somebody else's
+            return ""
 
     def group(self, path: str, attributes: Mapping[str, Any]) -> None:
         """Add a group to the metadata."""

@@ -29,9 +29,10 @@ from lobster_zarr.layout import (
 from lobster_zarr.matrices import MatrixConversion
 from lobster_zarr.report import ConversionReport, Progress, peak_memory_bytes
 from lobster_zarr.scratch import Scratch
-from lobster_zarr.source import Frame, Source, SparseStream, open_source
+from lobster_zarr.source import Source, open_source
 from lobster_zarr.stage import stage
 from lobster_zarr.store import display_uri, is_local, local_path
+from lobster_zarr.stream import Frame, SparseStream
 from lobster_zarr.write import write_array, write_staged
 
 if TYPE_CHECKING:

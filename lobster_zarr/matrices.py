@@ -22,7 +22,7 @@ from lobster_zarr.layout import (
     new_array,
 )
 from lobster_zarr.scratch import Exchange, Scratch, Slices, ahead, balanced_bounds
-from lobster_zarr.source import DenseStream, SparseStream, Stream
+from lobster_zarr.stream import DenseStream, SparseStream, Stream
 from lobster_zarr.write import ArrayWriter, SparseWriter
 
 if TYPE_CHECKING:
@@ -204,7 +204,5 @@ class _Transposition:
 def _count_rows(stream: SparseStream, block_values: int) -> np.ndarray:
     counts = np.zeros(stream.shape[0], np.int64)
     for at in range(0, stream.nnz, block_values):
-        counts += np.bincount(
-            stream.minors(at, min(at + block_values, stream.nnz)), minlength=len(counts)
-        )
+        counts += np.bincount(stream.minors(at, min(at + block_values, stream.nnz)), minlength=len(counts))
     return counts

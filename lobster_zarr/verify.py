@@ -22,9 +22,10 @@ from lobster_zarr.errors import VerificationError
 from lobster_zarr.layout import COMPANION, SOURCE_ORDER
 from lobster_zarr.report import Progress
 from lobster_zarr.scratch import Slices, balanced_bounds
-from lobster_zarr.source import DenseStream, Source, SparseStream, open_source
+from lobster_zarr.source import Source, open_source
 from lobster_zarr.stage import stage
 from lobster_zarr.store import run
+from lobster_zarr.stream import DenseStream, SparseStream
 
 if TYPE_CHECKING:
     import os
