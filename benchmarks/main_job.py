@@ -47,9 +47,7 @@ def _verdict(name: str, figures: Figures, disagreeing: list[str]) -> str:
 
 def table(report: Figures) -> Table:
     """Return the report as a table, a row a step."""
-    shown = Table(
-        title=f"{report['n_obs']:,} x {report['n_vars']:,}, H5AD {report['source_bytes'] / 1e6:,.1f} MB"
-    )
+    shown = Table(title=f"{report['n_obs']:,} x {report['n_vars']:,}, H5AD {report['source_bytes'] / 1e6:,.1f} MB")
     shown.add_column("step", no_wrap=True)
     for heading in ("seconds", "CPU s", "peak MB", "(before)", "cells", "stored MB", "of the H5AD"):
         shown.add_column(heading, justify="right")
@@ -96,9 +94,7 @@ def run(job: Job) -> Figures:
 
 def main() -> int:
     """Run the job, or one step of it; status 1 if a step failed or disagrees with the source."""
-    parser = argparse.ArgumentParser(
-        description="Measure conversion and query against AnnData's own readers."
-    )
+    parser = argparse.ArgumentParser(description="Measure conversion and query against AnnData's own readers.")
     parser.add_argument("--data", type=Path, default=Path(__file__).with_name("_data"), metavar="DIR")
     parser.add_argument("--n-obs", type=int, default=100_000)
     parser.add_argument("--n-vars", type=int, default=20_000)

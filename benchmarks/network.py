@@ -93,9 +93,7 @@ class ShapedS3:
 
 
 @contextlib.contextmanager
-def shaped_s3(
-    root: str | Path, latency_seconds: float = 0.0, bandwidth_bits: float = math.inf
-) -> Iterator[ShapedS3]:
+def shaped_s3(root: str | Path, latency_seconds: float = 0.0, bandwidth_bits: float = math.inf) -> Iterator[ShapedS3]:
     """Serve ``root/bucket/key`` as S3 while the block runs.
 
     Parameters

@@ -132,9 +132,7 @@ def _convert(job: Job, dest: Path, *, gene_major: bool) -> Figures:
     import lobster_zarr as lz
 
     def convert() -> object:
-        return lz.convert(
-            str(job.source), str(dest), sort_by=["cell_type"], gene_major=gene_major, progress=False
-        )
+        return lz.convert(str(job.source), str(dest), sort_by=["cell_type"], gene_major=gene_major, progress=False)
 
     _, figures = timed(convert, 0, 1)
     return figures | {"stored_bytes": sum(file.stat().st_size for file in dest.rglob("*") if file.is_file())}
@@ -165,9 +163,7 @@ def query_lobster(job: Job) -> Figures:
     """Query the store with this package."""
     import lobster_zarr as lz
 
-    return _measured_query(
-        lambda: lz.open(str(job.rows_store)).query(f"cell_type == '{CELL_TYPE}'").to_memory()
-    )
+    return _measured_query(lambda: lz.open(str(job.rows_store)).query(f"cell_type == '{CELL_TYPE}'").to_memory())
 
 
 def query_read_lazy(job: Job) -> Figures:

@@ -120,9 +120,7 @@ def _blocks(cells: Cells, genes: Genes, rng: np.random.Generator) -> Iterator[sp
 
 def _barcodes(n_obs: int) -> NDArray[np.object_]:
     """Return unique 16-letter barcodes: an odd multiplier permutes the 4^16 numbers."""
-    number = (np.arange(n_obs, dtype=np.uint64) * np.uint64(2654435761) + np.uint64(0x5EED)) % np.uint64(
-        4**16
-    )
+    number = (np.arange(n_obs, dtype=np.uint64) * np.uint64(2654435761) + np.uint64(0x5EED)) % np.uint64(4**16)
     digits = (number[:, None] >> np.arange(0, 32, 2, dtype=np.uint64)) & np.uint64(3)
     letters = np.frombuffer(b"ACGT", dtype="S1")[digits.astype(np.intp)]
     return np.array([f"{b.decode()}-1" for b in letters.view("S16").ravel()], dtype=object)
@@ -162,16 +160,12 @@ def _obsm(cells: Cells, rng: np.random.Generator) -> dict[str, NDArray[np.float3
 
 
 def _uns(seed: int) -> dict[str, Any]:
-    colors = np.array(
-        [f"#{(i * 0x0F1E2D + 0x1F77B4) % 0x1000000:06x}" for i in range(len(CELL_TYPES))], object
-    )
+    colors = np.array([f"#{(i * 0x0F1E2D + 0x1F77B4) % 0x1000000:06x}" for i in range(len(CELL_TYPES))], object)
     pca = {"params": {"n_comps": N_PCS, "zero_center": True}, "variance": np.linspace(9, 1, N_PCS)}
     return {"cell_type_colors": colors, "pca": pca, "synthetic": {"seed": seed}}
 
 
-def _annotations(
-    cells: Cells, gene_sums: NDArray[np.float64], seed: int, rng: np.random.Generator
-) -> dict[str, Any]:
+def _annotations(cells: Cells, gene_sums: NDArray[np.float64], seed: int, rng: np.random.Generator) -> dict[str, Any]:
     """Every element but X, to be called once all of X was drawn."""
     obs, var = _obs(cells, rng), _var(gene_sums, len(cells.depth), rng)
     return {"obs": obs, "var": var, "obsm": _obsm(cells, rng), "uns": _uns(seed)}
@@ -230,9 +224,7 @@ def make(path: str | Path, n_obs: int, n_vars: int, seed: int = 0) -> int:
         return int(file["X/data"].shape[0])
 
 
-def _write_x(
-    file: h5py.File, blocks: Iterator[sp.csr_matrix], n_obs: int, n_vars: int
-) -> NDArray[np.float64]:
+def _write_x(file: h5py.File, blocks: Iterator[sp.csr_matrix], n_obs: int, n_vars: int) -> NDArray[np.float64]:
     """Append the blocks to the group X and return the sum of every gene."""
     group = file.create_group("X")
     group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})

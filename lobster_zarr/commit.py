@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from zarr.core.buffer import default_buffer_prototype
 
-from lobster_zarr.errors import ConflictError
+from lobster_zarr.errors import ConflictError, StorageError
 from lobster_zarr.layout import MARKER
 from lobster_zarr.store import display_uri, open_store, run
 
@@ -99,8 +99,8 @@ class Commit:
             run(self._delete(roots))
             run(self._delete(k for k in stale if k not in roots and k != MARKER))
             self._keys = []
-        except BaseException:
-            self.__exit__(None, None, None)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
         return self
 
@@ -108,15 +108,21 @@ class Commit:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=not self._finished)
-        if not self._finished:
+        if self._finished:
+            return
+        try:
             run(self._delete([*self._keys, MARKER]))
+        except StorageError as failure:
+            if error is None:
+                raise
+            error.add_note(f"What was written to {display_uri(self.uri)} could not be removed: {failure}")
 
     async def _survey(self) -> list[str]:
         """Look at what the destination holds; return the keys to be replaced."""
         names = [name async for name in self.store.list_dir("")]
         top = {name.rstrip("/") for name in names}
-        if not top:
-            return []
+        if not top or not [key async for key in self.store.list_prefix("")]:
+            return []  # nothing, or empty folders that an interrupted conversion left on a disk
         where = display_uri(self.uri)
         rooted = top & {"zarr.json", ".zgroup"}
         encoding = await self._encoding("zarr.json" if "zarr.json" in top else ".zattrs") if rooted else ""
@@ -229,7 +235,9 @@ class Commit:
             async with gate:
                 await self.store.delete(key)
 
-        await asyncio.gather(*(one(key) for key in keys))
+        failures = await asyncio.gather(*(one(key) for key in keys), return_exceptions=True)
+        for failure in filter(None, failures):
+            raise failure
 
 
 def _dump(document: Mapping[str, Any]) -> bytes:

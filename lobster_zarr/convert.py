@@ -214,9 +214,6 @@ class Conversion:
             if stream.shape[0] != self.n_obs:
                 msg = f"{path!r} of {self.source.name} has {stream.shape[0]:,} rows, obs has {self.n_obs:,}."
                 raise UnsupportedError(msg)
-            if "/" in path.removeprefix("raw/").partition("/")[2]:
-                msg = f"{path!r} of {self.source.name} has '/' in its name, which Zarr does not allow; rename it."
-                raise UnsupportedError(msg)
 
     def _matrices(self) -> list[str]:
         paths = [p for p in ("X", "raw/X") if p in self.source]
@@ -252,7 +249,7 @@ class Conversion:
             # What a file holds was encoded once; what is in memory may not be encodable.
             for name, read in frame.stored().items():
                 values = read()
-                if isinstance(values, np.ndarray) and values.dtype.kind == "O":
+                if not isinstance(values, pd.Categorical) and getattr(values.dtype, "kind", "O") not in "biuf":
                     stage(values, f"{path}/{name}")
 
     def _sort_order(self) -> np.ndarray | None:

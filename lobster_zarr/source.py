@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ELEMENTS = ("X", "layers", "obs", "var", "obsm", "varm", "obsp", "varp", "uns", "raw")
-H5_SUFFIXES = (".h5ad", ".h5", ".hdf5")
+H5_SUFFIXES = (".h5ad", ".h5mu", ".h5", ".hdf5")
 LEGACY_EXPANSION = 8
 """In-memory bytes assumed for each byte of a file from before anndata 0.7, which is read whole."""
 
@@ -265,6 +265,11 @@ def _check(source: Source) -> None:
     if unknown:
         msg = f"{source.name} has elements that AnnData does not know: {unknown}; remove or rename them."
         raise UnsupportedError(msg)
+    for parent in ("layers", "obsm", "varm", "obsp", "varp"):
+        slashed = [name for name in source.members(parent) if "/" in name]
+        if slashed:
+            msg = f"{parent} of {source.name} has a name with '/': {slashed[0]!r}; Zarr does not allow it: rename it."
+            raise UnsupportedError(msg)
     for table in ("obs", "var"):
         node = source.get(table)
         names = node.columns if isinstance(node, pd.DataFrame) else node.attrs.get("column-order", ())

@@ -65,7 +65,7 @@ def _connect(where: Location, access: Access, *, read_only: bool) -> Any:
     from obstore import store as obstores
 
     if where.scheme == "file":
-        return obstores.LocalStore(_local_root(where, read_only=read_only))
+        return obstores.LocalStore(_local_root(where, read_only=read_only), automatic_cleanup=True)
     if where.scheme == "memory":
         return _memory.setdefault(where.root, obstores.MemoryStore())
     client: Any = {

@@ -55,7 +55,7 @@ class SparseStream:
     def __post_init__(self) -> None:
         lengths, sizes = np.diff(self.indptr), {*self.values.shape, *self.indices.shape}
         n_major = self.shape[0 if self.row_major else 1]
-        fits = len(lengths) == n_major and self.indptr[0] == 0 and (lengths >= 0).all()
+        fits = len(self.indptr) == n_major + 1 and self.indptr[0] == 0 and (lengths >= 0).all()
         if not fits or min(sizes) < self.nnz:
             msg = (
                 f"{self.name} has {len(lengths):,} slices of {sorted(sizes)} values; expected {n_major:,} that "

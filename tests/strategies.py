@@ -64,9 +64,7 @@ def _dicts(values: Callable[[], SearchStrategy[Any]], *, most: int) -> SearchStr
 
 
 @st.composite
-def dense_arrays(
-    draw: DrawFn, shape: tuple[int, ...], dtypes: Sequence[str] = (*NUMBERS, "float16")
-) -> np.ndarray:
+def dense_arrays(draw: DrawFn, shape: tuple[int, ...], dtypes: Sequence[str] = (*NUMBERS, "float16")) -> np.ndarray:
     """Arrays in C or F order, with the extremes of their type, NaN, infinities and -0.0."""
     dtype: np.dtype[Any] = np.dtype(draw(st.sampled_from(dtypes)))
     rng = np.random.default_rng(draw(_seeds))
@@ -125,9 +123,7 @@ def matrices(shape: tuple[int, int]) -> SearchStrategy[Any]:
 def categoricals(draw: DrawFn, n: int) -> pd.Categorical:
     """Categories of text, int, float or bool, in any order; unused, missing or no categories at all."""
     elements: SearchStrategy[Any] = draw(
-        st.sampled_from(
-            [texts, st.integers(-5, 300), st.sampled_from([0.5, -1.25, 1e300, np.inf, 2.0]), st.booleans()]
-        )
+        st.sampled_from([texts, st.integers(-5, 300), st.sampled_from([0.5, -1.25, 1e300, np.inf, 2.0]), st.booleans()])
     )
     categories = draw(st.lists(elements, max_size=4, unique=True))
     # anndata reads no categories back as no objects, whatever they were.
@@ -159,9 +155,7 @@ def nullable_columns(draw: DrawFn, n: int) -> Any:
 
 def columns(n: int) -> SearchStrategy[Any]:
     """Any column of `n` rows that anndata can keep in obs or var."""
-    return st.one_of(
-        categoricals(n), text_columns(n), nullable_columns(n), dense_arrays((n,), (*NUMBERS, "float16"))
-    )
+    return st.one_of(categoricals(n), text_columns(n), nullable_columns(n), dense_arrays((n,), (*NUMBERS, "float16")))
 
 
 @st.composite
@@ -191,9 +185,7 @@ def frames(draw: DrawFn, index: pd.Index, *, most: int = 3) -> pd.DataFrame:
 def recarrays(draw: DrawFn) -> np.ndarray:
     """Structured arrays as `rank_genes_groups` keeps them: one field a group, text and numbers."""
     n = draw(st.integers(1, 4))
-    names = draw(
-        st.lists(st.sampled_from(["0", "1", "CD4+/CD25 T Reg", "B cell", "é"]), min_size=1, unique=True)
-    )
+    names = draw(st.lists(st.sampled_from(["0", "1", "CD4+/CD25 T Reg", "B cell", "é"]), min_size=1, unique=True))
     fields = []
     for _ in names:
         field = draw(st.one_of(dense_arrays((n,)), st.lists(texts, min_size=n, max_size=n)))
@@ -214,9 +206,7 @@ def _uns_arrays(draw: DrawFn, *, h5ad: bool) -> Any:
         size = int(np.prod(shape, dtype=int))
         values: Any = np.array(draw(st.lists(texts, min_size=size, max_size=size)), dtype=object)
         values = values.reshape(shape)
-        return (
-            values.astype(draw(st.sampled_from([object, "U5", np.dtypes.StringDType()]))) if shape else values
-        )
+        return values.astype(draw(st.sampled_from([object, "U5", np.dtypes.StringDType()]))) if shape else values
     if kind == "complex" and shape:
         array = np.zeros(shape, "complex64")
         array.imag = draw(dense_arrays(shape, ("float32",)))

@@ -43,6 +43,7 @@ RINGS: dict[int, set[str]] = {
         "convert",
         "matrices",
         "source",
+        "stream",
         "scratch",
         "stage",
         "write",

@@ -167,9 +167,7 @@ class StoreContract:
             run(store.set_if_not_exists("k", PROTOTYPE.buffer.from_bytes(content)))
         assert get(store, "k") == b"first"
 
-    @pytest.mark.parametrize(
-        "key", ["../x", "a/../../x", "/etc/passwd", "a\\..\\x", "a//b", "./a", "a/..", ""]
-    )
+    @pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd", "a\\..\\x", "a//b", "./a", "a/..", ""])
     def test_no_key_leaves_the_store(self, store, key):
         buffer = PROTOTYPE.buffer.from_bytes(b"x")
         for attempt in (
@@ -375,9 +373,7 @@ def test_options_out_of_their_domain(options, hint):
         assert CANARY not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "endpoint", ["http://127.0.0.2:1", "http://[::1]:1", "http://localhost:1", "https://h.org"]
-)
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.2:1", "http://[::1]:1", "http://localhost:1", "https://h.org"])
 def test_endpoints_that_are_safe(endpoint):
     open_store("s3://bucket/x", {"anon": True, "endpoint_url": endpoint})
 
@@ -479,9 +475,7 @@ def test_denied_names_the_permission(guarded, permission):
     server, uri, users = guarded
     store = open_store(uri, {**server.storage_options, **users["nobody"]}, read_only=False)
     for attempt in attempts(store)[permission]:
-        with pytest.raises(
-            errors.AccessDeniedError, match=rf"{permission} on arn:aws:s3:::guarded"
-        ) as caught:
+        with pytest.raises(errors.AccessDeniedError, match=rf"{permission} on arn:aws:s3:::guarded") as caught:
             attempt()
         assert uri in str(caught.value)
 
@@ -545,9 +539,7 @@ def test_refused_connection():
     with socket.socket() as taken:  # bound but not listening: refused, and nobody else's
         taken.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        store = open_store(
-            "s3://bucket/x", {"key": "k", "secret": "s", "endpoint_url": endpoint}, read_only=False
-        )
+        store = open_store("s3://bucket/x", {"key": "k", "secret": "s", "endpoint_url": endpoint}, read_only=False)
         start = time.monotonic()
         with pytest.raises(errors.NetworkError, match=endpoint):
             get(store, "zarr.json", SuffixByteRequest(3))
