@@ -1,4 +1,4 @@
-"""The command line: ``lobster-zarr convert | info | query | export | verify | demo``.
+"""The command line: ``lobster-zarr convert | info | query | sql | export | verify | demo``.
 
 Every failure is one line on standard error and exit status 2. Must not hold
 logic of its own: each command is one call of the Python interface.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,8 @@ import typer
 from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lobster_zarr.query import Selection
 
 INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
@@ -132,7 +135,7 @@ def query(
     import lobster_zarr as lz
 
     if out is not None:
-        _check_output(out, overwrite=overwrite)
+        _check_output(out, OUTPUTS, overwrite=overwrite)
     data = lz.open(uri, _options(endpoint_url))
     names = [v.strip() for v in var.split(",") if v.strip()] if var is not None else None
     selection = data.query(expr, names, order=order.value)
@@ -149,30 +152,41 @@ def query(
     typer.echo(f"{told['n_obs']:,} cells{where}  ({told['requests']} requests, {told['bytes']:,} bytes)")
 
 
-OUTPUTS = (".h5ad", ".zarr", ".parquet", ".csv")
+TABLES = (".parquet", ".csv")
+OUTPUTS = (".h5ad", ".zarr", *TABLES)
 
 
-def _check_output(out: Path, *, overwrite: bool) -> None:
+def _check_output(out: Path, suffixes: tuple[str, ...], *, overwrite: bool) -> None:
     from lobster_zarr.errors import ConflictError
 
-    if out.suffix not in OUTPUTS:
-        msg = f"cannot write {out.name!r}: expected a name that ends in {', '.join(OUTPUTS)}."
+    if out.suffix not in suffixes:
+        msg = f"cannot write {out.name!r}: expected a name that ends in {', '.join(suffixes)}."
         raise InvalidArgumentError(msg)
     if out.exists() and not overwrite:
         msg = f"{out} exists; pass --overwrite to replace it."
         raise ConflictError(msg)
 
 
+@contextmanager
+def _part(out: Path) -> Iterator[Path]:
+    """Give a path to write to; the file appears under its name only when it is whole."""
+    part = out.with_name(f".{out.name}.part")
+    try:
+        yield part
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _save(selection: Selection, out: Path, *, overwrite: bool) -> int:
-    """Write a selection by suffix; a file appears under its name only when it is whole."""
+    """Write a selection by suffix. Returns its cells."""
     import lobster_zarr as lz
 
     if out.suffix == ".zarr":
         result = selection.to_memory()
         lz.convert(result, out, overwrite=overwrite)
         return int(result.n_obs)
-    part = out.with_name(f".{out.name}.part")
-    try:
+    with _part(out) as part:
         if out.suffix == ".h5ad":
             result = selection.to_memory()
             result.write_h5ad(part, convert_strings_to_categoricals=False)
@@ -180,10 +194,33 @@ def _save(selection: Selection, out: Path, *, overwrite: bool) -> int:
             result = selection.to_pandas()
             result.index.name = result.index.name or "index"
             result.to_csv(part) if out.suffix == ".csv" else selection.write_parquet(part)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
     return len(result)
+
+
+@app.command()
+def sql(
+    uri: Annotated[str, typer.Argument(help="A store: path or URI.")],
+    query: Annotated[str, typer.Argument(help="SQL over obs and var.")],
+    *,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="out.parquet or out.csv; a table without.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    endpoint_url: Endpoint = None,
+) -> None:
+    """Run SQL over obs and var, reading only the columns that it names."""
+    import lobster_zarr as lz
+
+    if out is not None:
+        _check_output(out, TABLES, overwrite=overwrite)
+    table = lz.open(uri, _options(endpoint_url)).sql(query)
+    if out is None:
+        import polars as pl
+
+        with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=60, tbl_hide_dataframe_shape=True):
+            typer.echo(str(table))
+        return
+    with _part(out) as part:
+        table.write_csv(part) if out.suffix == ".csv" else table.write_parquet(part)
+    typer.echo(f"{table.height:,} rows → {out}")
 
 
 @app.command()

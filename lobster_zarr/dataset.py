@@ -23,12 +23,14 @@ from lobster_zarr.errors import (
 from lobster_zarr.fetch import Fetcher, Stats
 from lobster_zarr.layout import ATTRIBUTE, FORMAT_VERSION
 from lobster_zarr.query import Names, Order, Projection, Selection
+from lobster_zarr.sql import execute
 from lobster_zarr.store import display_uri, open_store, run
 from lobster_zarr.summary import StoreInfo, summarize
 from lobster_zarr.tree import is_ours, read_tree
 
 if TYPE_CHECKING:
     import anndata as ad
+    import polars as pl
 
     from lobster_zarr.node import Tree
     from lobster_zarr.table import TableReader
@@ -212,6 +214,32 @@ class Dataset:
         _check_names("obs", projection.obs_columns, self.obs.columns)
         _check_names("var", projection.var_columns, self.var.columns)
         return Selection(self.reader, self.uri, obs, var, order, projection)
+
+    def sql(self, query: str, **tables: Any) -> pl.DataFrame:
+        """Run SQL over ``obs`` and ``var``: only the columns and rows that it needs are read.
+
+        Parameters
+        ----------
+        query
+            SQL as Polars knows it: ``SELECT donor, count(*) AS n FROM obs WHERE
+            cell_type = 'T cell' GROUP BY donor``; or ``SELECT obs WHERE
+            obs.cell_type = 'T cell'`` for whole rows. Names are the column
+            ``index``, or as the index is named.
+        **tables
+            Polars or pandas frames, to be joined by name.
+
+        Returns
+        -------
+        polars.DataFrame
+            Has ``to_pandas()``, ``to_arrow()``, ``write_parquet()``, ``write_csv()``. Without
+            ORDER BY, rows come in storage order.
+
+        Raises
+        ------
+        InvalidPredicateError, NotFoundError
+            The query cannot be run, or names what does not exist.
+        """
+        return execute(self.reader, query, tables)
 
     def to_memory(self) -> ad.AnnData:
         """Read everything, in source order."""

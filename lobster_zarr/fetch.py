@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Deliver = Callable[[int, np.ndarray], None]
     Places = Callable[[int], np.ndarray | None]
 
-DECODE_BATCH = 32
+DECODE_BATCH = 128
 INDEX_CACHE_BYTES = 256 << 20
 
 

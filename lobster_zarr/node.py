@@ -82,7 +82,8 @@ class ArrayNode:
     @cached_property
     def grid(self) -> Grid:
         """Chunks (inner chunks where sharded) and stored objects."""
-        outer = getattr(self.metadata.chunk_grid, "chunk_shape", None)
+        v2 = isinstance(self.metadata, ArrayV2Metadata)
+        outer = self.metadata.chunks if v2 else getattr(self.metadata.chunk_grid, "chunk_shape", None)
         if outer is None:
             msg = f"array {self.path!r} has an irregular chunk grid; expected a regular one."
             raise UnsupportedError(msg)

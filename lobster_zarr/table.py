@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 
 from lobster_zarr.dense import Runs, read_array
 from lobster_zarr.errors import FormatError, NotFoundError, UnsupportedError, did_you_mean
@@ -83,6 +84,16 @@ class TableReader:
     def _array_kind(self, path: str) -> str:
         dtype_kind = self.tree.array(path).dtype.kind
         return {"b": "boolean", "T": "string", "U": "string", "O": "string"}.get(dtype_kind, "number")
+
+    def polars_dtype(self, name: str) -> pl.DataType:
+        """Return the Polars dtype of a column, from the metadata alone; text categories are text."""
+        path = f"{self.path}/{name}"
+        for member in ("/categories", "/values", ""):
+            if self.tree.is_array(path + member):
+                dtype = self.tree.array(path + member).dtype
+                return pl.String() if dtype.kind in "OTU" else pl.Series(np.empty(0, dtype)).dtype
+        msg = f"column {path!r} is listed but not stored; the store is damaged."
+        raise FormatError(msg)
 
     async def index(self, rows: Runs | None = None) -> pd.Index:
         """Read the names, obs_names or var_names."""

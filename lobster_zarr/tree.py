@@ -45,6 +45,8 @@ async def read_tree(store: Store, uri: str) -> Tree:
             raise FormatError(msg)
         consolidated = root.pop("consolidated_metadata", None)
         nodes = consolidated["metadata"] if consolidated else await _walk(store, uri)
+        for node in nodes.values():
+            node.pop("consolidated_metadata", None)  # of a group by itself, where it was written as a root
         return Tree({"": root, **nodes})
     flat = await _document(store, ".zmetadata", uri)
     if flat is not None:

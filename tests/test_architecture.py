@@ -33,6 +33,7 @@ RINGS: dict[int, set[str]] = {
         "report",
         "summary",
         "query",
+        "sql",
         "dataset",
         "multimodal",
         "lazy",
