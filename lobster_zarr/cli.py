@@ -14,16 +14,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
-from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
+from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lobster_zarr.query import Selection
 
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's, of which newer versions of typer hold a copy
 INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 
 app = typer.Typer(
@@ -174,6 +174,11 @@ def _part(out: Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(out)
+    except OSError as error:
+        if isinstance(error, LobsterZarrError):
+            raise
+        msg = f"cannot write {out}: {error.strerror or error}. Check the folder and the space on the disk."
+        raise StorageError(msg) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -273,11 +278,11 @@ def main() -> None:
     """Run the command line. Exit status 0; 2 with one line on standard error; 130 on Ctrl-C."""
     try:
         status = app(standalone_mode=False) or 0
-    except click.ClickException as error:
+    except USAGE_ERROR as error:
         status = _failed(error.format_message(), 2)
     except LobsterZarrError as error:
         status = _failed(str(error), 2)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -208,7 +208,7 @@ class Fetcher:
                 "Restore it or convert again."
             )
             raise ChunkDecodeError(msg)
-        return np.full(node.grid.chunk, node.metadata.fill_value or 0, node.dtype)
+        return node.fill()
 
     def _known(self, node: ArrayNode) -> dict[int, np.ndarray]:
         return {shard: index for (path, shard), index in self._indexes.items() if path == node.path}

@@ -43,12 +43,12 @@ class Grid:
         """The number of chunks that hold elements, along each axis."""
         return tuple(cdiv(n, c) for n, c in zip(self.shape, self.chunk, strict=True))
 
-    @property
+    @cached_property
     def chunks_per_shard(self) -> tuple[int, ...]:
         """The number of chunk slots of one shard, along each axis."""
         return tuple(s // c for s, c in zip(self.shard, self.chunk, strict=True))
 
-    @property
+    @cached_property
     def shards_per_axis(self) -> tuple[int, ...]:
         """The number of stored objects, along each axis."""
         return tuple(cdiv(n, s) for n, s in zip(self.shape, self.shard, strict=True))
@@ -82,6 +82,13 @@ class Grid:
         return (
             np.ravel_multi_index(outer, self.shards_per_axis).astype(np.int64),
             np.ravel_multi_index(inner, per_shard).astype(np.int64),
+        )
+
+    def chunks_in(self, shard_id: int) -> int:
+        """Chunks that a stored object holds: fewer than its slots at the edge."""
+        return math.prod(
+            min((i + 1) * per, n) - i * per
+            for i, per, n in zip(self.shard_coords(shard_id), self.chunks_per_shard, self.chunks_per_axis, strict=True)
         )
 
     def shard_coords(self, shard_id: int) -> tuple[int, ...]:

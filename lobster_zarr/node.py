@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import numpy as np
 import pcodec
-from zarr.codecs import Crc32cCodec, ShardingCodec
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.codecs._v2 import V2Codec
 from zarr.codecs.numcodecs import PCodec
 from zarr.core.array_spec import ArrayConfig, ArraySpec
 from zarr.core.buffer import default_buffer_prototype
-from zarr.core.chunk_utils import ChunkTransform, evolve_codecs
+from zarr.core.chunk_utils import ChunkTransform, evolve_codecs, fill_value_or_default
 from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
 
 from lobster_zarr.errors import ChunkDecodeError, FormatError, UnsupportedError
@@ -40,7 +40,6 @@ MAX_CHUNK_BYTES = 2 << 30
 """A chunk that claims to decode to more is refused before anything is allocated."""
 
 _PROTOTYPE = default_buffer_prototype()
-_CONFIG = ArrayConfig.from_dict({"write_empty_chunks": True, "read_missing_chunks": False})
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,13 @@ class ArrayNode:
                 f"expected at most {MAX_CHUNK_BYTES:,}. Rewrite the store with smaller chunks."
             )
             raise UnsupportedError(msg)
-        return ArraySpec(self.grid.chunk, self.metadata.dtype, self.metadata.fill_value, _CONFIG, _PROTOTYPE)
+        order: Any = getattr(self.metadata, "order", "C")
+        config = ArrayConfig.from_dict({"order": order, "write_empty_chunks": True, "read_missing_chunks": False})
+        return ArraySpec(self.grid.chunk, self.metadata.dtype, self.metadata.fill_value, config, _PROTOTYPE)
+
+    def fill(self) -> np.ndarray:
+        """Return what stands for a chunk that was never written: Zarr's fill value."""
+        return np.full(self.grid.chunk, fill_value_or_default(self._spec), self.dtype)
 
     @cached_property
     def _transform(self) -> ChunkTransform:
@@ -205,7 +210,16 @@ class ArrayNode:
     @cached_property
     def index_bytes(self) -> int:
         """Size of one shard's index (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/)."""
-        return 16 * math.prod(self.grid.chunks_per_shard) + 4
+        return 16 * math.prod(self.grid.chunks_per_shard) + 4 * self._index_has_checksum
+
+    @cached_property
+    def _index_has_checksum(self) -> bool:
+        kinds = [type(c) for c in self.sharding.index_codecs] if self.sharding else []
+        if kinds not in ([BytesCodec, Crc32cCodec], [BytesCodec]):
+            names = ", ".join(k.__name__ for k in kinds)
+            msg = f"array {self.path!r} encodes its shard indexes with {names}; expected bytes and crc32c."
+            raise UnsupportedError(msg)
+        return len(kinds) == 2
 
     @property
     def index_at_start(self) -> bool:
@@ -222,8 +236,8 @@ class ArrayNode:
             Offset and size of each chunk in the shard; all ones where a chunk is missing.
         """
         payload = bytes(encoded)
-        body, stored = payload[:-4], payload[-4:]
-        if len(payload) != self.index_bytes or _crc32c(body) != stored:
+        body, stored = (payload[:-4], payload[-4:]) if self._index_has_checksum else (payload, b"")
+        if len(payload) != self.index_bytes or (stored and _crc32c(body) != stored):
             msg = (
                 f"the index of shard {self.key(shard_id)!r} is damaged ({len(payload):,} bytes, "
                 f"expected {self.index_bytes:,} with a valid checksum); restore the object or convert again."
@@ -304,13 +318,19 @@ class Tree:
             if not self.is_array(path):
                 msg = f"{path!r} is not an array of this store; its metadata is incomplete or damaged."
                 raise FormatError(msg)
-            document: Any = {k: v for k, v in self.nodes[path].items() if k != "node_type"}
-            if self.zarr_format == 3:
-                metadata: Any = ArrayV3Metadata.from_dict({**document, "node_type": "array"})
-            else:
-                metadata = ArrayV2Metadata.from_dict(document)
-            self._arrays[path] = ArrayNode(path, metadata)
+            self._arrays[path] = ArrayNode(path, self._parse(path))
         return self._arrays[path]
+
+    def _parse(self, path: str) -> ArrayV3Metadata | ArrayV2Metadata:
+        document: Any = {k: v for k, v in self.nodes[path].items() if k != "node_type"}
+        try:
+            if self.zarr_format == 3:
+                return ArrayV3Metadata.from_dict({**document, "node_type": "array"})
+            return ArrayV2Metadata.from_dict(document)
+        except Exception as error:
+            # zarr raises whatever a malformed document makes it stumble over.
+            msg = f"the metadata of array {path!r} is not valid: {error}. The store is damaged, or of a later Zarr."
+            raise FormatError(msg) from error
 
     def arrays_below(self, path: str) -> list[str]:
         """Return the paths of a node's arrays, itself included."""

@@ -92,10 +92,8 @@ def index_needed(node: ArrayNode, chunk_ids: np.ndarray) -> np.ndarray:
     if node.sharding is None or not len(chunk_ids):
         return np.empty(0, np.int64)
     shard_ids, _ = node.grid.locate(chunk_ids)
-    wanted = np.unique(shard_ids)
-    if len(chunk_ids) == node.grid.n_chunks:
-        return np.empty(0, np.int64)
-    return wanted
+    shards, counts = np.unique(shard_ids, return_counts=True)
+    return shards[counts < [node.grid.chunks_in(shard) for shard in shards.tolist()]]
 
 
 def plan_chunks(

@@ -63,17 +63,30 @@ class SparseReader:
         self.fetcher = fetcher
         self.path = path
         shape = tree.attributes(path).get("shape")
-        if not (isinstance(shape, list | tuple) and len(shape) == 2):
+        if not (
+            isinstance(shape, list | tuple) and len(shape) == 2 and all(isinstance(n, int) and n >= 0 for n in shape)
+        ):
             msg = f"sparse group {path!r} has no valid 'shape' attribute, got {shape!r}; the store is damaged."
             raise FormatError(msg)
-        self.shape: tuple[int, int] = (int(shape[0]), int(shape[1]))
+        self.shape: tuple[int, int] = (shape[0], shape[1])
         self.row_major = tree.encoding(path).startswith("csr")
         self.values = tree.array(f"{path}/data")
         self.indices = tree.array(f"{path}/indices")
         self._indptr_node = tree.array(f"{path}/indptr")
+        if self.values.shape != self.indices.shape:
+            msg = (
+                f"'{path}/data' has {self.values.shape} values, '{path}/indices' {self.indices.shape}; "
+                "the store is damaged."
+            )
+            raise FormatError(msg)
         sizes = f"{path}/{CHUNK_SIZES}"
         self._sizes_node: ArrayNode | None = tree.array(sizes) if tree.is_array(sizes) else None
         self._indptr: np.ndarray | None = None
+
+    @property
+    def n_minor(self) -> int:
+        """Length of the minor axis."""
+        return self.shape[1] if self.row_major else self.shape[0]
 
     @property
     def nnz(self) -> int:
@@ -115,7 +128,14 @@ class SparseReader:
         values, indices = await together(
             read_array(self.fetcher, self.values, spans), read_array(self.fetcher, self.indices, spans)
         )
+        self._check_range(indices)
         return Compressed(values, indices, indptr)
+
+    def _check_range(self, indices: np.ndarray) -> None:
+        """Refuse positions off the axis; a store of this package was verified by its checksums."""
+        if not self.fetcher.strict and len(indices) and not (indices.min() >= 0 and indices.max() < self.n_minor):
+            msg = f"'{self.path}/indices' holds positions outside [0, {self.n_minor:,}); the store is damaged."
+            raise FormatError(msg)
 
     async def read_projected(self, major: Runs | None, minor: np.ndarray) -> Compressed:
         """Read major slices and keep some minor positions of each.
@@ -132,8 +152,8 @@ class SparseReader:
             count among them.
         """
         spans, indptr = await self._spans(major)
-        n_minor = self.shape[1] if self.row_major else self.shape[0]
-        lookup = np.full(n_minor, -1, self.indices.dtype)
+        signed = np.int32 if self.indices.dtype.itemsize < 4 else np.dtype(f"i{self.indices.dtype.itemsize}")
+        lookup = np.full(self.n_minor, -1, signed)
         lookup[minor] = np.arange(len(minor))
         chunk = self.values.grid.chunk[0]
         if self.indices.grid.chunk[0] != chunk:
@@ -146,6 +166,7 @@ class SparseReader:
             if pair is not None:
                 values, indices = pair
                 inside, place = spans.within(chunk_id * chunk, min((chunk_id + 1) * chunk, self.nnz))
+                self._check_range(indices[inside])
                 kept = lookup[indices[inside]]
                 hit = np.flatnonzero(kept >= 0)
                 pieces[chunk_id] = (place.start + hit, kept[hit], values[inside][hit])

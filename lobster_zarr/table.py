@@ -127,6 +127,9 @@ class TableReader:
             case "categorical":
                 codes, categories = await together(part("codes", rows), part("categories", None))
                 ordered = bool(self.tree.attributes(path).get("ordered"))
+                if len(codes) and not (codes.min() >= -1 and codes.max() < len(categories)):
+                    msg = f"column {path!r} has codes outside [-1, {len(categories)}); the store is damaged."
+                    raise FormatError(msg)
                 return pd.Categorical.from_codes(codes, pd.Index(categories), ordered=ordered)
             case "nullable-integer" | "nullable-boolean" | "nullable-string-array" as encoding:
                 values, mask = await together(part("values", rows), part("mask", rows))
@@ -150,6 +153,10 @@ class TableReader:
         """
         names = list(self.columns if columns is None else columns)
         index, *values = await together(self.index(rows), *(self.column(n, rows) for n in names))
+        lengths = {n: len(v) for n, v in zip(names, values, strict=True) if len(v) != len(index)}
+        if lengths:
+            msg = f"{self.path} has {len(index):,} names but columns of other lengths: {lengths}; the store is damaged."
+            raise FormatError(msg)
         return pd.DataFrame(dict(zip(names, values, strict=True)), index=index, columns=names or None)
 
 

@@ -75,11 +75,24 @@ async def _document(store: Store, key: str, uri: str) -> dict[str, Any] | None:
     if buffer is None:
         return None
     try:
-        document: dict[str, Any] = json.loads(buffer.to_bytes())
+        document: Any = json.loads(buffer.to_bytes())
     except ValueError as error:
         msg = f"{key!r} of {display_uri(uri)} is not valid JSON ({error}); the store is damaged."
         raise FormatError(msg) from error
-    return document
+    if not _is_document(document):
+        msg = f"{key!r} of {display_uri(uri)} is no metadata of Zarr; the store is damaged."
+        raise FormatError(msg)
+    checked: dict[str, Any] = document
+    return checked
+
+
+def _is_document(document: Any) -> bool:
+    """Whether JSON has the outline of Zarr's metadata: objects, and objects where it nests."""
+    if not isinstance(document, dict) or not isinstance(document.get("attributes") or {}, dict):
+        return False
+    nested = document.get("consolidated_metadata", document)
+    nodes = (nested or {}).get("metadata", {}) if isinstance(nested, dict | None) else None
+    return isinstance(nodes, dict) and all(_is_document(n) for n in nodes.values())
 
 
 async def _walk(store: Store, uri: str) -> dict[str, Any]:

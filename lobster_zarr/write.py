@@ -115,17 +115,9 @@ class ArrayWriter:
                 self.commit.put(self.node.key(shard_id), chunk)
                 continue
             self._shard[slot] = chunk
-            if len(self._shard) == self._chunks_in(shard_id):
+            if len(self._shard) == self.node.grid.chunks_in(shard_id):
                 self.commit.put(self.node.key(shard_id), self.node.build_shard(self._shard))
                 self._shard = {}
-
-    def _chunks_in(self, shard_id: int) -> int:
-        """Chunks that a shard really holds: fewer than its slots at the edge."""
-        grid = self.node.grid
-        return math.prod(
-            min((i + 1) * per, n) - i * per
-            for i, per, n in zip(grid.shard_coords(shard_id), grid.chunks_per_shard, grid.chunks_per_axis, strict=True)
-        )
 
 
 def write_array(
