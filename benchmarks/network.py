@@ -65,7 +65,7 @@ class ShapedS3:
             prefix=prefix,
             endpoint=self.endpoint,
             access_key_id="x",
-            secret_access_key="x",  # noqa: S106
+            secret_access_key="x",
             region="us-east-1",
             virtual_hosted_style_request=False,
             client_options={"allow_http": True},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -180,7 +180,8 @@ def _part(out: Path) -> Iterator[Path]:
         msg = f"cannot write {out}: {error.strerror or error}. Check the folder and the space on the disk."
         raise StorageError(msg) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):  # of the second the user is being told
+            part.unlink()
 
 
 def _save(selection: Selection, out: Path, *, overwrite: bool) -> int:

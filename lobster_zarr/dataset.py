@@ -22,7 +22,8 @@ from lobster_zarr.errors import (
 )
 from lobster_zarr.fetch import Fetcher, Stats
 from lobster_zarr.layout import ATTRIBUTE, FORMAT_VERSION
-from lobster_zarr.query import Names, Order, Projection, Selection
+from lobster_zarr.projection import Names, Order, Projection
+from lobster_zarr.query import Selection
 from lobster_zarr.sql import execute
 from lobster_zarr.store import display_uri, open_store, run
 from lobster_zarr.summary import StoreInfo, summarize
@@ -59,7 +60,10 @@ def open(uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None 
     """
     store = open_store(uri, storage_options)
     tree = run(read_tree(store, os.fspath(uri)))
-    return Dataset(os.fspath(uri), Fetcher(store, network=Network(), strict=is_ours(tree)), tree)
+    noted = tree.attributes("").get(ATTRIBUTE)
+    stored = noted.get("stored_bytes") if isinstance(noted, Mapping) else None
+    fetcher = Fetcher(store, network=Network(), strict=is_ours(tree), stored_bytes=stored)
+    return Dataset(os.fspath(uri), fetcher, tree)
 
 
 class Dataset:
@@ -176,6 +180,8 @@ class Dataset:
         var: Any = None,
         *,
         order: Order = "source",
+        max_bytes: int | None = None,
+        memory_limit: int | None = None,
         **elements: Any,
     ) -> Selection:
         """Select cells and genes; nothing is read yet.
@@ -191,6 +197,9 @@ class Dataset:
         order
             ``"source"``: as slicing the source in memory gives them;
             ``"storage"``: as they are stored.
+        max_bytes, memory_limit
+            Refuse, before anything of X is read, a query that would read more
+            bytes, or need more memory.
         **elements
             Fields of :class:`Projection`: ``X``, ``layers``, ``obsm``, ``varm``, ``obsp``,
             ``varp``, ``uns``, ``raw``, ``obs_columns``, ``var_columns``.
@@ -213,7 +222,7 @@ class Dataset:
             _check_names(name, getattr(projection, name), getattr(self, name))
         _check_names("obs", projection.obs_columns, self.obs.columns)
         _check_names("var", projection.var_columns, self.var.columns)
-        return Selection(self.reader, self.uri, obs, var, order, projection)
+        return Selection(self.reader, self.uri, obs, var, order, projection, max_bytes, memory_limit)
 
     def sql(self, query: str, **tables: Any) -> pl.DataFrame:
         """Run SQL over ``obs`` and ``var``: only the columns and rows that it needs are read.

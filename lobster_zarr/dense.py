@@ -6,73 +6,16 @@ result. Must not know what the array means.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lobster_zarr.grid import chunks_of_runs, expand_runs
+from lobster_zarr.plan import ArrayRead
 
 if TYPE_CHECKING:
     from lobster_zarr.fetch import Fetcher
+    from lobster_zarr.grid import Runs
     from lobster_zarr.node import ArrayNode
-
-
-@dataclass(frozen=True, eq=False)
-class Runs:
-    """Sorted half-open runs of positions along one axis.
-
-    Parameters
-    ----------
-    starts, stops : ndarray of int64, shape (n,)
-        Ascending and non-overlapping.
-    """
-
-    starts: np.ndarray
-    stops: np.ndarray
-
-    @classmethod
-    def whole(cls, length: int) -> Runs:
-        """Return the run of everything."""
-        return cls(np.asarray([0], np.int64), np.asarray([length], np.int64))
-
-    @cached_property
-    def ends(self) -> np.ndarray:
-        """Positions in the result where each run ends."""
-        return np.cumsum(self.stops - self.starts)
-
-    @property
-    def total(self) -> int:
-        """The number of positions."""
-        return int(self.ends[-1]) if len(self.ends) else 0
-
-    def positions(self) -> np.ndarray:
-        """Every position, one by one."""
-        return expand_runs(self.starts, self.stops)
-
-    def within(self, start: int, stop: int) -> tuple[slice | np.ndarray, slice]:
-        """Positions that lie in ``[start, stop)``, and where they land in the result.
-
-        Returns
-        -------
-        slice or ndarray of int64
-            Relative to `start`, ascending; a slice where they are contiguous.
-        slice
-            Their places among all positions of the runs, always contiguous.
-        """
-        a = int(self.stops.searchsorted(start, side="right"))
-        b = int(self.starts.searchsorted(stop, side="left"))
-        if a >= b:
-            return slice(0, 0), slice(0, 0)
-        first = int(self.starts[a])
-        lo = max(first, start)
-        at = int(self.ends[a]) - int(self.stops[a]) + lo
-        if b - a == 1:
-            hi = min(int(self.stops[a]), stop)
-            return slice(lo - start, hi - start), slice(at, at + hi - lo)
-        inside = expand_runs(np.maximum(self.starts[a:b], start) - start, np.minimum(self.stops[a:b], stop) - start)
-        return inside, slice(at, at + len(inside))
 
 
 async def read_array(
@@ -97,16 +40,12 @@ async def read_array(
     """
     if not node.shape:
         return await _read_scalar(fetcher, node)
-    axes = [rows or Runs.whole(node.shape[0])]
-    axes += [columns or Runs.whole(n) for n in node.shape[1:2]]
-    axes += [Runs.whole(n) for n in node.shape[2:]]
+    read = ArrayRead(node, rows, columns)
+    axes = read.axes
     out = np.empty([axis.total for axis in axes], node.dtype)
     if not out.size:
         return out
-    per_axis = [chunks_of_runs(r.starts, r.stops, c) for r, c in zip(axes, node.grid.chunk, strict=True)]
-    mesh = np.meshgrid(*per_axis, indexing="ij")
-    chunk_ids = np.ravel_multi_index(mesh, node.grid.chunks_per_axis).ravel()
-
+    chunk_ids = read.chunk_ids
     grid = node.grid
 
     def deliver(chunk_id: int, chunk: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -18,19 +19,50 @@ from scipy import sparse
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from lobster_zarr.dense import Runs, read_array
+from lobster_zarr.dense import read_array
 from lobster_zarr.errors import ChunkDecodeError, UnsupportedError
 from lobster_zarr.fetch import together
 from lobster_zarr.layout import COMPANION
+from lobster_zarr.plan import ArrayRead
 from lobster_zarr.sparse import SparseReader
 from lobster_zarr.table import TableReader
 
 if TYPE_CHECKING:
     from lobster_zarr.fetch import Fetcher
-    from lobster_zarr.node import Tree
+    from lobster_zarr.grid import Runs
+    from lobster_zarr.node import ArrayNode, Tree
 
 type Matrix = Any
 """A numpy array, or a scipy CSR or CSC matrix or array."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """One way to read some rows and columns of a sparse matrix.
+
+    Parameters
+    ----------
+    reader
+        Of the matrix, or of its companion.
+    reads
+        What it would read of chunks.
+    n_requests, n_bytes
+        What that costs, as far as it is known.
+    """
+
+    reader: SparseReader
+    reads: tuple[ArrayRead, ...]
+    n_requests: int
+    n_bytes: int
+
+    @property
+    def name(self) -> str:
+        """How the values lie: by cell or by gene."""
+        return "row-major" if self.reader.row_major else "gene-major"
+
+    def orient(self, rows: Runs | None, columns: Runs | None) -> tuple[Runs | None, Runs | None]:
+        """Return the runs along the major and the minor axis."""
+        return (rows, columns) if self.reader.row_major else (columns, rows)
 
 
 class StoreReader:
@@ -83,33 +115,53 @@ class StoreReader:
             In the format that it is stored in.
         """
         if not self.is_sparse(path):
-            if not self.is_matrix(path):
-                msg = f"{path!r} has the encoding {self.tree.encoding(path)!r}; expected a matrix."
-                raise UnsupportedError(msg)
-            return await read_array(self.fetcher, self.tree.array(path), rows, columns)
-        reader = self.sparse(path)
-        majors, minors = (rows, columns) if reader.row_major else (columns, rows)
-        twin = await self._cheaper(path, majors, minors)
-        if twin is not None:
-            parts = await twin.read_projected(minors, majors.positions()) if majors else await twin.read(minors)
-            n_major, n_minor = self._extent(twin, minors, majors)
-            return _build(parts, n_major, n_minor, row_major=twin.row_major).asformat(
-                "csr" if reader.row_major else "csc"
-            )
+            return await read_array(self.fetcher, self._dense(path), rows, columns)
+        layouts = await self.layouts(path, rows, columns)
+        best = layouts[0]
+        reader, (majors, minors) = best.reader, best.orient(rows, columns)
         parts = await reader.read_projected(majors, minors.positions()) if minors else await reader.read(majors)
         n_major, n_minor = self._extent(reader, majors, minors)
-        return _build(parts, n_major, n_minor, row_major=reader.row_major)
+        built = _build(parts, n_major, n_minor, row_major=reader.row_major)
+        return built.asformat("csr" if self.sparse(path).row_major else "csc")
 
-    async def _cheaper(self, path: str, majors: Runs | None, minors: Runs | None) -> SparseReader | None:
-        """Return the companion where it holds fewer of the wanted values' bytes."""
-        companion = f"{path}/{COMPANION}"
-        if minors is None or not self.is_sparse(companion):
-            return None
-        main, twin = self.sparse(path), self.sparse(companion)
-        await together(main.prepare(), twin.prepare())
-        if await twin.values_in(minors) < await main.values_in(majors):
-            return twin
-        return None
+    def _dense(self, path: str) -> ArrayNode:
+        if not self.is_matrix(path):
+            msg = f"{path!r} has the encoding {self.tree.encoding(path)!r}; expected a matrix."
+            raise UnsupportedError(msg)
+        return self.tree.array(path)
+
+    async def layouts(self, path: str, rows: Runs | None, columns: Runs | None) -> list[Layout]:
+        """Price the ways to read a sparse matrix by rows and columns.
+
+        Reads what any plan over the matrix needs, of each layout that is stored.
+
+        Returns
+        -------
+        list of Layout
+            The cheapest first, by the network model; the stored order where equal.
+        """
+        paths = [path]
+        if columns is not None and self.is_sparse(f"{path}/{COMPANION}"):
+            paths.append(f"{path}/{COMPANION}")
+        readers = [self.sparse(p) for p in paths]
+        await together(*(r.prepare() for r in readers))
+        found = []
+        for reader in readers:
+            reads = await reader.reads(rows if reader.row_major else columns)
+            n_requests, n_bytes = self.fetcher.price(reads)
+            found.append(Layout(reader, tuple(reads), n_requests, n_bytes))
+        network = self.fetcher.network
+        return sorted(found, key=lambda layout: network.seconds(layout.n_requests, layout.n_bytes))
+
+    async def reads(self, path: str, rows: Runs | None, columns: Runs | None) -> list[ArrayRead]:
+        """Return what :meth:`matrix` reads of chunks."""
+        if self.is_sparse(path):
+            return list((await self.layouts(path, rows, columns))[0].reads)
+        return [ArrayRead(self._dense(path), rows, columns)]
+
+    def whole_reads(self, path: str) -> list[ArrayRead]:
+        """Return what :meth:`whole` reads."""
+        return [ArrayRead(self.tree.array(p), as_objects=True) for p in self.tree.arrays_below(path)]
 
     @staticmethod
     def _extent(reader: SparseReader, majors: Runs | None, minors: Runs | None) -> tuple[int, int]:
@@ -125,7 +177,7 @@ class StoreReader:
             Its bytes are damaged.
         """
         memory = MemoryStore()
-        keys = [(p, k) for p in self.tree.arrays_below(path) for k in self.tree.array(p).object_keys()]
+        keys = [(r.node.path, k) for r in self.whole_reads(path) for k in r.node.object_keys()]
         bodies = await together(*(self.fetcher.get(p, k) for p, k in keys))
         prototype = default_buffer_prototype()
         for (_, key), body in zip(keys, bodies, strict=True):

@@ -6,6 +6,7 @@ The file appears under its name only when it is whole.
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import anndata as ad
@@ -14,8 +15,9 @@ import numpy as np
 
 from lobster_zarr.dataset import Dataset
 from lobster_zarr.dataset import open as open_dataset
-from lobster_zarr.dense import Runs, read_array
+from lobster_zarr.dense import read_array
 from lobster_zarr.errors import ConflictError, StorageError, UnsupportedError
+from lobster_zarr.grid import Runs
 from lobster_zarr.layout import SOURCE_ORDER
 from lobster_zarr.report import Progress
 from lobster_zarr.scratch import Exchange, Scratch, Slices, balanced_bounds
@@ -91,7 +93,8 @@ def export(
         msg = f"cannot write {path}: {error}. Free space on the disk, or choose another destination."
         raise StorageError(msg) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):  # of the second the caller is being told
+            part.unlink()
     return path
 
 
@@ -220,7 +223,7 @@ class Export:
                 if order is None:
                     rows = run(read_array(self.data.fetcher, node, Runs(np.asarray([at]), np.asarray([stop]))))
                 else:
-                    from lobster_zarr.query import Axis
+                    from lobster_zarr.projection import Axis
 
                     axis = Axis.of(order[at:stop])
                     rows = axis.arrange(run(read_array(self.data.fetcher, node, axis.runs)))

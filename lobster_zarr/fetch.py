@@ -7,9 +7,12 @@ AnnData: it delivers decoded chunks of arrays to whoever asked.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -22,18 +25,21 @@ from lobster_zarr.errors import ChunkDecodeError
 from lobster_zarr.plan import MISSING, Request, index_needed, plan_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 
     from zarr.abc.store import ByteRequest
 
     from lobster_zarr.byterange import Network
     from lobster_zarr.node import ArrayNode
+    from lobster_zarr.plan import ArrayRead, ChunkPlan
 
     Deliver = Callable[[int, np.ndarray], None]
     Places = Callable[[int], np.ndarray | None]
 
 DECODE_BATCH = 128
 INDEX_CACHE_BYTES = 256 << 20
+ASSUMED_RATIO = 3
+"""Compression of an array whose writer did not note its stored size."""
 
 
 def n_cores() -> int:
@@ -76,10 +82,23 @@ class Stats:
         self.by_array[path] = requests + 1, total + n_bytes
 
 
+_observers: ContextVar[tuple[Stats, ...]] = ContextVar("lobster_zarr_observers", default=())
+
+
+@contextmanager
+def observed(stats: Stats) -> Iterator[None]:
+    """Count, in `stats` too, what is read inside the block, by tasks that it starts as well."""
+    token = _observers.set((*_observers.get(), stats))
+    try:
+        yield
+    finally:
+        _observers.reset(token)
+
+
 class Fetcher:
     """Reads chunks of one store.
 
-    Shard indexes are kept (least recently used go first), so that a second
+    Shard indexes are kept (the oldest go first), so that a second
     read of the same array costs its chunks alone. Safe to share between
     threads that call through one event loop.
 
@@ -92,12 +111,17 @@ class Fetcher:
     strict
         Whether a chunk that is not there is damage (stores written by this
         package leave none out) or Zarr's fill value.
+    stored_bytes
+        Size of all objects of an array, by its path, where the writer noted it.
     """
 
-    def __init__(self, store: Store, *, network: Network, strict: bool) -> None:
+    def __init__(
+        self, store: Store, *, network: Network, strict: bool, stored_bytes: Mapping[str, int] | None = None
+    ) -> None:
         self.store = store
         self.network = network
         self.strict = strict
+        self.stored_bytes = dict(stored_bytes or {})
         self.stats = Stats()
         self._indexes: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._index_bytes = 0
@@ -108,7 +132,8 @@ class Fetcher:
         async with self._gate:
             buffer = await self.store.get(key, default_buffer_prototype(), byte_range)
         payload: np.ndarray = np.empty(0, np.uint8) if buffer is None else np.asarray(buffer.as_numpy_array())
-        self.stats.add(path, payload.nbytes)
+        for stats in (self.stats, *_observers.get()):
+            stats.add(path, payload.nbytes)
         return None if buffer is None else memoryview(payload)
 
     async def chunks(
@@ -173,9 +198,15 @@ class Fetcher:
         tail = body[: node.index_bytes] if node.index_at_start else body[-node.index_bytes :]
         entries = node.decode_index(tail, request.shard_id)[request.slots]
         missing = entries[:, 0] == MISSING
-        entries = entries.astype(np.int64)
-        entries[missing] = -1
-        return entries[:, 0], entries[:, 1]
+        beyond = ~missing & ((entries > len(body)).any(axis=1) | (entries.sum(axis=1) > len(body)))
+        if beyond.any():
+            msg = (
+                f"the index of shard {request.key!r} points beyond the object's {len(body):,} bytes; "
+                "it is damaged or truncated. Restore it or convert again."
+            )
+            raise ChunkDecodeError(msg)
+        entries = np.where(missing[:, None], 0, entries).astype(np.int64)
+        return np.where(missing, -1, entries[:, 0]), entries[:, 1]
 
     def _decode(
         self,
@@ -210,6 +241,39 @@ class Fetcher:
             raise ChunkDecodeError(msg)
         return node.fill()
 
+    def plan(self, read: ArrayRead) -> ChunkPlan:
+        """Plan a read with what is known of the shard indexes: what :meth:`chunks` would send."""
+        return plan_chunks(read.node, read.chunk_ids, {} if read.as_objects else self._known(read.node), self.network)
+
+    def price(self, reads: Iterable[ArrayRead]) -> tuple[int, int]:
+        """Requests and bytes of reads, as far as the shard indexes and sizes are known."""
+        n_requests = n_bytes = 0
+        for read in reads:
+            plan = self.plan(read)
+            n_requests += len(plan.requests)
+            n_bytes += self.expected_bytes(read, plan)[0]
+        return n_requests, n_bytes
+
+    def expected_bytes(self, read: ArrayRead, plan: ChunkPlan) -> tuple[int, bool]:
+        """Bytes that a plan will read, and whether that is exact."""
+        known = [r.n_bytes for r in plan.requests]
+        ranged = sum(n for n in known if n is not None)
+        n_open = sum(n is None for n in known)
+        if not n_open:
+            return ranged, True
+        node = read.node
+        stored, n_objects = self.stored_bytes.get(node.path), math.prod(node.grid.shards_per_axis)
+        if stored is not None:
+            return ranged + stored * n_open // n_objects, n_open == n_objects
+        chunk_bytes = math.prod(node.grid.chunk) * max(node.dtype.itemsize, 1)
+        chunks = sum(len(r.chunk_ids) for r in plan.requests if r.n_bytes is None)
+        return ranged + chunks * chunk_bytes // ASSUMED_RATIO, False
+
+    async def prepare(self, reads: Iterable[ArrayRead]) -> None:
+        """Read the shard indexes that plans for these reads need."""
+        wanted = [(r.node, index_needed(r.node, r.chunk_ids)) for r in reads if not r.as_objects]
+        await together(*(self._load_indexes(node, shards) for node, shards in wanted))
+
     def _known(self, node: ArrayNode) -> dict[int, np.ndarray]:
         return {shard: index for (path, shard), index in self._indexes.items() if path == node.path}
 
@@ -232,9 +296,10 @@ class Fetcher:
         self.remember(node, shard, index)
 
     def remember(self, node: ArrayNode, shard: int, index: np.ndarray) -> None:
-        """Keep a shard's index."""
+        """Keep a shard's index; the oldest go first when there are too many."""
+        old = self._indexes.pop((node.path, shard), None)
         self._indexes[node.path, shard] = index
-        self._index_bytes += index.nbytes
+        self._index_bytes += index.nbytes - (0 if old is None else old.nbytes)
         while self._index_bytes > INDEX_CACHE_BYTES and len(self._indexes) > 1:
             _, old = self._indexes.popitem(last=False)
             self._index_bytes -= old.nbytes

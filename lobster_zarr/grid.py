@@ -157,3 +157,59 @@ def expand_runs(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     offsets = np.repeat(starts - (ends - lengths), lengths)
     positions: np.ndarray = np.arange(total, dtype=np.int64) + offsets
     return positions
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Sorted half-open runs of positions along one axis.
+
+    Parameters
+    ----------
+    starts, stops : ndarray of int64, shape (n,)
+        Ascending and non-overlapping.
+    """
+
+    starts: np.ndarray
+    stops: np.ndarray
+
+    @classmethod
+    def whole(cls, length: int) -> Runs:
+        """Return the run of everything."""
+        return cls(np.asarray([0], np.int64), np.asarray([length], np.int64))
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """Positions in the result where each run ends."""
+        return np.cumsum(self.stops - self.starts)
+
+    @property
+    def total(self) -> int:
+        """The number of positions."""
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def positions(self) -> np.ndarray:
+        """Every position, one by one."""
+        return expand_runs(self.starts, self.stops)
+
+    def within(self, start: int, stop: int) -> tuple[slice | np.ndarray, slice]:
+        """Positions that lie in ``[start, stop)``, and where they land in the result.
+
+        Returns
+        -------
+        slice or ndarray of int64
+            Relative to `start`, ascending; a slice where they are contiguous.
+        slice
+            Their places among all positions of the runs, always contiguous.
+        """
+        a = int(self.stops.searchsorted(start, side="right"))
+        b = int(self.starts.searchsorted(stop, side="left"))
+        if a >= b:
+            return slice(0, 0), slice(0, 0)
+        first = int(self.starts[a])
+        lo = max(first, start)
+        at = int(self.ends[a]) - int(self.stops[a]) + lo
+        if b - a == 1:
+            hi = min(int(self.stops[a]), stop)
+            return slice(lo - start, hi - start), slice(at, at + hi - lo)
+        inside = expand_runs(np.maximum(self.starts[a:b], start) - start, np.minimum(self.stops[a:b], stop) - start)
+        return inside, slice(at, at + len(inside))

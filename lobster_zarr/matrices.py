@@ -89,7 +89,7 @@ class MatrixConversion:
                 writer.append(rows[:, self.order] if square else rows)
                 advance(rows.size)
         writer.close()
-        return {path: sum(writer.chunk_sizes)}
+        return {path: writer.stored_bytes}
 
     def _dense_rows(self, path: str, stream: DenseStream) -> Iterator[np.ndarray]:
         """Blocks of rows in storage order; a sorted matrix passes through a scratch file."""

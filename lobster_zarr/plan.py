@@ -7,12 +7,15 @@ is what :mod:`lobster_zarr.fetch` sends, request by request.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lobster_zarr.byterange import Network, coalesce
+from lobster_zarr.grid import Runs, chunks_of_runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +24,55 @@ if TYPE_CHECKING:
 
 MISSING = np.iinfo(np.uint64).max
 """Offset and size of a chunk that a shard does not hold."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayRead:
+    """What is wanted of one array.
+
+    Parameters
+    ----------
+    node
+        The array.
+    rows, columns
+        Runs along the first and second axis; None for all.
+    as_objects
+        Whether its objects are wanted as they are stored, to be decoded by
+        another reader.
+    """
+
+    node: ArrayNode
+    rows: Runs | None = None
+    columns: Runs | None = None
+    as_objects: bool = False
+
+    @cached_property
+    def axes(self) -> list[Runs]:
+        """Runs along every axis."""
+        shape = self.node.shape
+        if not shape:
+            return []
+        axes = [self.rows or Runs.whole(shape[0]), *(self.columns or Runs.whole(n) for n in shape[1:2])]
+        return axes + [Runs.whole(n) for n in shape[2:]]
+
+    @cached_property
+    def chunk_ids(self) -> np.ndarray:
+        """Chunks that hold what is wanted: ascending, int64."""
+        grid = self.node.grid
+        if not self.node.shape:
+            return np.zeros(1, np.int64)
+        per_axis = [chunks_of_runs(r.starts, r.stops, c) for r, c in zip(self.axes, grid.chunk, strict=True)]
+        if not all(map(len, per_axis)):
+            return np.empty(0, np.int64)
+        mesh = np.meshgrid(*per_axis, indexing="ij")
+        ids: np.ndarray = np.ravel_multi_index(tuple(mesh), grid.chunks_per_axis).ravel()
+        return ids
+
+    @property
+    def result_bytes(self) -> int:
+        """Decoded size of what is wanted; text counts 32 bytes."""
+        itemsize = 32 if self.node.dtype.kind in "OTU" else self.node.dtype.itemsize
+        return math.prod(axis.total for axis in self.axes) * itemsize
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
@@ -18,90 +18,25 @@ import pandas as pd
 import polars as pl
 
 from lobster_zarr import predicate as predicates
-from lobster_zarr.dense import Runs, read_array
-from lobster_zarr.fetch import together
+from lobster_zarr.dense import read_array
+from lobster_zarr.errors import BudgetError
+from lobster_zarr.explain import ArrayPlan, QueryPlan
+from lobster_zarr.fetch import Fetcher, Stats, observed, together
+from lobster_zarr.grid import Runs
 from lobster_zarr.layout import SOURCE_ORDER
+from lobster_zarr.projection import Axis, Names, Order, Part, Projection
+from lobster_zarr.report import human_bytes
 from lobster_zarr.selection import positions, runs
 from lobster_zarr.store import run
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Coroutine
     from pathlib import Path
 
     from lobster_zarr.element import StoreReader
+    from lobster_zarr.plan import ArrayRead
     from lobster_zarr.table import TableReader
-
-Order = Literal["source", "storage"]
-Names = Sequence[str] | None
-
-
-@dataclass(frozen=True)
-class Projection:
-    """Which elements a selection brings, None meaning all.
-
-    Parameters
-    ----------
-    X, uns, raw
-        Whether to bring them.
-    layers, obsm, varm, obsp, varp
-        Names of members.
-    obs_columns, var_columns
-        Names of columns.
-    """
-
-    X: bool = True
-    layers: Names = None
-    obsm: Names = None
-    varm: Names = None
-    obsp: Names = None
-    varp: Names = None
-    uns: bool = True
-    raw: bool = True
-    obs_columns: Names = None
-    var_columns: Names = None
-
-
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """Positions wanted along one axis.
-
-    Parameters
-    ----------
-    runs
-        In storage order; None for the whole axis.
-    take : ndarray of int64 or None
-        Reorders what was read in storage order to the order of the result.
-    """
-
-    runs: Runs | None
-    take: np.ndarray | None
-
-    @classmethod
-    def of(cls, stored: np.ndarray) -> Axis:
-        """Bring positions, in any order and repeated, to runs and a reordering."""
-        if np.all(np.diff(stored) > 0):
-            return cls(Runs(*runs(stored)), None)
-        unique, take = np.unique(stored, return_inverse=True)
-        return cls(Runs(*runs(unique)), take)
-
-    def count(self, length: int) -> int:
-        """The number of positions in the result."""
-        if self.take is not None:
-            return len(self.take)
-        return length if self.runs is None else self.runs.total
-
-    def arrange(self, value: Any) -> Any:
-        """Bring rows that were read in storage order to the order of the result."""
-        if self.take is None:
-            return value
-        return value.iloc[self.take] if isinstance(value, pd.DataFrame) else value[self.take]
-
-    def slice_rows(self, value: Any) -> Any:
-        """Take the positions from a value that was read whole."""
-        if self.runs is None:
-            return self.arrange(value)
-        at = self.runs.positions() if self.take is None else self.runs.positions()[self.take]
-        return value.iloc[at] if isinstance(value, pd.DataFrame) else value[at]
 
 
 @dataclass(eq=False)
@@ -114,18 +49,45 @@ class Selection:
     var: Any
     order: Order
     projection: Projection
+    max_bytes: int | None = None
+    memory_limit: int | None = None
+    stats: Stats = field(default_factory=Stats, repr=False)
+    """What this selection has read since it was made."""
+    _resolved: tuple[Axis, Axis] | None = field(default=None, repr=False)
+    _known: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         return f"Selection(obs={self.obs!r}, var={self.var!r}, order={self.order!r}) of {self.uri}"
 
     def count(self) -> int:
         """Count the cells. Reads the columns that the predicate names, nothing else."""
-        axis = run(self._resolve(self.reader.obs, self.obs, ordered=False))
+        axis = self._run(self._resolve(self.reader.obs, self.obs, ordered=False))
         return axis.count(self.reader.obs.n_rows)
+
+    def explain(self) -> QueryPlan:
+        """Plan the query without running it.
+
+        Reads what the plan needs: the columns of the predicate, offsets and shard
+        indexes; nothing of X. Running the selection afterwards sends exactly the
+        requests, and reads exactly the bytes, that an exact plan names.
+
+        Returns
+        -------
+        QueryPlan
+            Prints as a table; ``to_dict()`` for programs.
+        """
+        return self._run(self._explain())
 
     def to_pandas(self) -> pd.DataFrame:
         """Read the obs rows alone. Categories stay as they are stored."""
-        return run(self._obs())
+        return self._run(self._obs())
+
+    def _run[T](self, work: Coroutine[Any, Any, T]) -> T:
+        async def counted() -> T:
+            with observed(self.stats):
+                return await work
+
+        return run(counted())
 
     def write_parquet(self, path: str | os.PathLike[str]) -> Path:
         """Write the obs rows to a Parquet file, names in a column ``index`` or as the index is named."""
@@ -144,13 +106,30 @@ class Selection:
         AnnData
             Values, dtypes, categories, order, names and uns as
             ``source[obs, var].copy()``; a companion or sort order does not show.
+
+        Raises
+        ------
+        BudgetError
+            The plan exceeds `max_bytes` or `memory_limit`; nothing of X was read.
+        ChunkDecodeError, StorageError
+            A chunk is damaged, or the storage failed.
         """
-        return run(self._read())
+        return self._run(self._read())
 
     async def _obs(self) -> pd.DataFrame:
         rows = await self._resolve(self.reader.obs, self.obs, ordered=True)
-        frame = await self.reader.obs.frame(self.projection.obs_columns, rows.runs)
+        frame = await self.reader.obs.frame(self.projection.obs_columns, rows.runs, self._known.get("obs"))
         return rows.arrange(frame)
+
+    async def _axes(self) -> tuple[Axis, Axis]:
+        """Resolve both axes, once."""
+        if self._resolved is None:
+            rows, columns = await together(
+                self._resolve(self.reader.obs, self.obs, ordered=True),
+                self._resolve(self.reader.var, self.var, ordered=True),
+            )
+            self._resolved = rows, columns
+        return self._resolved
 
     async def _resolve(self, table: TableReader, selector: Any, *, ordered: bool) -> Axis:
         """Bring a selector to positions in storage order."""
@@ -190,67 +169,107 @@ class Selection:
         index = "_index" if "index" in kinds else "index"
         parsed = predicates.parse(selector, kinds, index=index, axis=table.path)
         values = await together(*(table.column(c if c in kinds else table.index_column) for c in parsed.columns))
+        stored = [c if c in kinds else table.index_column for c in parsed.columns]
+        self._known.setdefault(table.path, {}).update(zip(stored, values, strict=True))
         series = [predicates.to_polars(c, v) for c, v in zip(parsed.columns, values, strict=True)]
         frame = pl.DataFrame(series) if series else pl.DataFrame({"_": np.zeros(table.n_rows, bool)})
         return predicates.evaluate(parsed, frame)
 
-    async def _read(self) -> ad.AnnData:
+    def _parts(self, rows: Axis, columns: Axis) -> list[Part]:
+        """Everything that is read but obs and var."""
         data, want = self.reader, self.projection
-        rows, columns = await together(
-            self._resolve(data.obs, self.obs, ordered=True), self._resolve(data.var, self.var, ordered=True)
-        )
-        jobs: dict[str, Any] = {
-            "obs": data.obs.frame(want.obs_columns, rows.runs),
-            "var": data.var.frame(want.var_columns, columns.runs),
-        }
-        if want.X and "X" in data.tree and data.tree.encoding("X") != "null":
-            jobs["X"] = self._matrix("X", rows, columns)
-        for parent, axes in (("layers", (rows, columns)), ("obsp", (rows, rows)), ("obsm", (rows, None))):
-            for name in _members(data, want, parent):
-                jobs[f"{parent}/{name}"] = self._aligned(f"{parent}/{name}", *axes)
-        for parent in ("varm", "varp"):
-            for name in _members(data, want, parent):
-                jobs[f"{parent}/{name}"] = self._whole_sliced(f"{parent}/{name}", columns, pair=parent == "varp")
+        parts = [Part("X", rows, columns)] if want.X and "X" in data.tree and data.tree.encoding("X") != "null" else []
+        aligned = {"layers": (rows, columns), "obsp": (rows, rows), "obsm": (rows, None)}
+        for parent, (major, minor) in aligned.items():
+            for name in self._members(parent):
+                path = f"{parent}/{name}"
+                parts.append(Part(path, major, minor, whole=not data.is_matrix(path)))
+        parts += [Part(f"varm/{name}", columns, None, whole=True) for name in self._members("varm")]
+        parts += [Part(f"varp/{name}", columns, columns, whole=True) for name in self._members("varp")]
         if want.uns and "uns" in data.tree:
-            jobs["uns"] = data.whole("uns")
+            parts.append(Part("uns", whole=True))
         if want.raw and "raw" in data.tree and data.tree.encoding("raw") != "null":
-            jobs["raw"] = self._raw(rows)
-        results = dict(zip(jobs, await together(*jobs.values()), strict=True))
-        results["obs"], results["var"] = rows.arrange(results["obs"]), columns.arrange(results["var"])
-        return await asyncio.to_thread(self._assemble, results)
+            parts += [Part("raw/X", rows)] if "raw/X" in data.tree else []
+            parts += [Part(f"raw/{name}", whole=True) for name in ("var", *_below(data, "raw/varm"))]
+        return parts
 
-    async def _matrix(self, path: str, rows: Axis, columns: Axis | None) -> Any:
-        value = await self.reader.matrix(path, rows.runs, columns.runs if columns else None)
-        value = rows.arrange(value)
-        return value if columns is None or columns.take is None else value[:, columns.take]
+    def _members(self, parent: str) -> Sequence[str]:
+        chosen: Names = getattr(self.projection, parent)
+        return self.reader.tree.children(parent) if chosen is None else chosen
 
-    async def _aligned(self, path: str, rows: Axis, columns: Axis | None) -> Any:
-        if self.reader.is_matrix(path):
-            return await self._matrix(path, rows, columns)
-        return rows.slice_rows(await self.reader.whole(path))
+    async def _read_part(self, part: Part) -> Any:
+        rows, columns = part.rows, part.columns
+        if not part.whole:
+            value = await self.reader.matrix(part.path, _runs(rows), _runs(columns))
+            value = value if rows is None else rows.arrange(value)
+            return value if columns is None or columns.take is None else value[:, columns.take]
+        value = await self.reader.whole(part.path)
+        value = value if rows is None else rows.slice_rows(value)
+        return value if columns is None else columns.slice_rows(value.T).T
 
-    async def _whole_sliced(self, path: str, axis: Axis, *, pair: bool) -> Any:
-        value = axis.slice_rows(await self.reader.whole(path))
-        return axis.slice_rows(value.T).T if pair and (axis.runs or axis.take is not None) else value
+    async def _read(self) -> ad.AnnData:
+        if self.max_bytes is not None or self.memory_limit is not None:
+            self._check_budget(await self._explain())
+        rows, columns = await self._axes()
+        data, want, parts = self.reader, self.projection, self._parts(*await self._axes())
+        obs, var, *values = await together(
+            data.obs.frame(want.obs_columns, rows.runs, self._known.get("obs")),
+            data.var.frame(want.var_columns, columns.runs, self._known.get("var")),
+            *(self._read_part(part) for part in parts),
+        )
+        results = dict(zip((p.path for p in parts), values, strict=True))
+        return await asyncio.to_thread(self._assemble, rows.arrange(obs), columns.arrange(var), results)
 
-    async def _raw(self, rows: Axis) -> dict[str, Any]:
-        data = self.reader
-        jobs: dict[str, Any] = {"var": data.whole("raw/var")}
-        if "raw/X" in data.tree:
-            jobs["X"] = self._matrix("raw/X", rows, None)
-        for name in data.tree.children("raw/varm"):
-            jobs[f"varm/{name}"] = data.whole(f"raw/varm/{name}")
-        got = dict(zip(jobs, await together(*jobs.values()), strict=True))
-        varm = {k.removeprefix("varm/"): v for k, v in got.items() if k.startswith("varm/")}
-        return {"X": got.get("X"), "var": got["var"], "varm": varm}
+    async def _explain(self) -> QueryPlan:
+        before = self.stats.n_requests, self.stats.n_bytes
+        rows, columns = await self._axes()
+        data, want = self.reader, self.projection
+        reads: list[ArrayRead] = []
+        for table, chosen, axis in ((data.obs, want.obs_columns, rows), (data.var, want.var_columns, columns)):
+            known = self._known.get(table.path, {})
+            reads += table.reads([c for c in table.frame_columns(chosen) if c not in known], axis.runs)
+        layouts: dict[str, dict[str, int]] = {}
+        for part in self._parts(rows, columns):
+            if part.whole:
+                reads += data.whole_reads(part.path)
+                continue
+            reads += await data.reads(part.path, _runs(part.rows), _runs(part.columns))
+            if data.is_sparse(part.path):
+                ways = await data.layouts(part.path, _runs(part.rows), _runs(part.columns))
+                layouts[part.path] = {way.name: way.n_bytes for way in ways}
+        await data.fetcher.prepare(reads)
+        return QueryPlan(
+            uri=self.uri,
+            n_obs=rows.count(data.obs.n_rows),
+            n_vars=columns.count(data.var.n_rows),
+            arrays=tuple(_array_plan(data.fetcher, read) for read in reads),
+            layouts=layouts,
+            network=data.fetcher.network,
+            spent_requests=self.stats.n_requests - before[0],
+            spent_bytes=self.stats.n_bytes - before[1],
+        )
 
-    def _assemble(self, results: dict[str, Any]) -> ad.AnnData:
-        obs, var, uns = results.pop("obs"), results.pop("var"), results.pop("uns", None) or {}
-        parts: dict[str, Any] = {p: {} for p in ("layers", "obsm", "varm", "obsp", "varp")}
+    def _check_budget(self, plan: QueryPlan) -> None:
+        for name, limit, cost in (
+            ("max_bytes", self.max_bytes, plan.n_bytes),
+            ("memory_limit", self.memory_limit, plan.memory_bytes),
+        ):
+            if limit is not None and cost > limit:
+                msg = (
+                    f"the query on {self.uri} would need {human_bytes(cost)}, over {name}={human_bytes(limit)} "
+                    f"({plan.n_obs:,} cells × {plan.n_vars:,} genes); narrow it, or raise the limit."
+                )
+                raise BudgetError(msg)
+
+    def _assemble(self, obs: pd.DataFrame, var: pd.DataFrame, results: dict[str, Any]) -> ad.AnnData:
+        uns = results.pop("uns", None) or {}
+        parts: dict[str, Any] = {p: {} for p in ("layers", "obsm", "varm", "obsp", "varp", "raw")}
         for path, value in results.items():
             parent, _, name = path.partition("/")
             if name:
                 parts[parent][name] = value
+        raw = parts.pop("raw")
+        varm = {name.removeprefix("varm/"): raw.pop(name) for name in list(raw) if name.startswith("varm/")}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # anndata's notes on names that are not unique
             if self.obs is not None or self.var is not None:
@@ -262,13 +281,26 @@ class Selection:
                 obs, var, uns = shell.obs, shell.var, shell.uns
                 for parent in frames:
                     parts[parent] |= dict(getattr(shell, parent))
-            return ad.AnnData(results.get("X"), obs=obs, var=var, uns=uns, raw=results.get("raw"), **parts)
+            whole_raw = {"X": None, **raw, "varm": varm} if raw else None
+            return ad.AnnData(results.get("X"), obs=obs, var=var, uns=uns, raw=whole_raw, **parts)
 
 
-def _members(data: StoreReader, want: Projection, parent: str) -> Sequence[str]:
-    chosen = getattr(want, parent)
-    members: Sequence[str] = data.tree.children(parent) if chosen is None else chosen
-    return members
+def _runs(axis: Axis | None) -> Runs | None:
+    return None if axis is None else axis.runs
+
+
+def _below(reader: StoreReader, parent: str) -> list[str]:
+    """Members of a group, relative to ``raw``."""
+    return [f"{parent.removeprefix('raw/')}/{name}" for name in reader.tree.children(parent)]
+
+
+def _array_plan(fetcher: Fetcher, read: ArrayRead) -> ArrayPlan:
+    plan = fetcher.plan(read)
+    n_bytes, exact = fetcher.expected_bytes(read, plan)
+    node = read.node
+    return ArrayPlan(
+        node.path, len(plan.requests), n_bytes, exact, read.chunk_ids, node.grid.n_chunks, read.result_bytes
+    )
 
 
 def _names_needed(selector: Any) -> bool:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from lobster_zarr.dense import Runs, read_array
+from lobster_zarr.dense import read_array
 from lobster_zarr.errors import FormatError
 from lobster_zarr.fetch import together
-from lobster_zarr.grid import chunks_of_runs
+from lobster_zarr.grid import Runs, chunks_of_runs
 from lobster_zarr.layout import CHUNK_SIZES
+from lobster_zarr.plan import ArrayRead
 
 if TYPE_CHECKING:
     from lobster_zarr.fetch import Fetcher
@@ -182,12 +183,10 @@ class SparseReader:
         at, kept, values = (np.concatenate(part) for part in zip(*ordered, strict=True))
         return Compressed(values, kept, np.searchsorted(at, indptr).astype(np.int64))
 
-    async def values_in(self, major: Runs | None) -> int:
-        """Count the values stored in major slices."""
-        if major is None:
-            return self.nnz
-        indptr = await self.indptr()
-        return int((indptr[major.stops] - indptr[major.starts]).sum())
+    async def reads(self, major: Runs | None) -> list[ArrayRead]:
+        """Return what reading major slices reads, once :meth:`prepare` has run."""
+        spans, _ = await self._spans(major)
+        return [ArrayRead(self.values, spans), ArrayRead(self.indices, spans)]
 
     async def _spans(self, major: Runs | None) -> tuple[Runs, np.ndarray]:
         """Value spans of the wanted major slices, merged, and the result's indptr."""

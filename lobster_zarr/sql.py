@@ -15,9 +15,9 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from lobster_zarr import predicate as predicates
-from lobster_zarr.dense import Runs
 from lobster_zarr.errors import InvalidPredicateError, NotFoundError, did_you_mean
 from lobster_zarr.fetch import together
+from lobster_zarr.grid import Runs
 from lobster_zarr.selection import runs
 from lobster_zarr.store import run
 

@@ -13,14 +13,16 @@ import numpy as np
 import pandas as pd
 import polars as pl
 
-from lobster_zarr.dense import Runs, read_array
+from lobster_zarr.dense import read_array
 from lobster_zarr.errors import FormatError, NotFoundError, UnsupportedError, did_you_mean
 from lobster_zarr.fetch import together
+from lobster_zarr.plan import ArrayRead
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lobster_zarr.fetch import Fetcher
+    from lobster_zarr.grid import Runs
     from lobster_zarr.node import Tree
 
 type Column = Any
@@ -97,7 +99,9 @@ class TableReader:
 
     async def index(self, rows: Runs | None = None) -> pd.Index:
         """Read the names, obs_names or var_names."""
-        values = await self.column(self.index_column, rows)
+        return self._as_index(await self.column(self.index_column, rows))
+
+    def _as_index(self, values: Column) -> pd.Index:
         name = None if self.index_column == "_index" else self.index_column
         if not len(values) and self.n_rows and getattr(values.dtype, "kind", "") in "OTU":
             # No row is left from which pandas would infer what the whole index is.
@@ -141,7 +145,22 @@ class TableReader:
                 msg = f"column {path!r} has the encoding {encoding!r}, which this version cannot read."
                 raise UnsupportedError(msg)
 
-    async def frame(self, columns: Sequence[str] | None = None, rows: Runs | None = None) -> pd.DataFrame:
+    def reads(self, columns: Iterable[str], rows: Runs | None) -> list[ArrayRead]:
+        """Return what reading columns reads: the rows of each, categories whole."""
+        paths = [p for name in columns for p in self.tree.arrays_below(f"{self.path}/{name}")]
+        whole = [p.endswith("/categories") for p in paths]
+        return [ArrayRead(self.tree.array(p), None if w else rows) for p, w in zip(paths, whole, strict=True)]
+
+    def frame_columns(self, columns: Sequence[str] | None) -> list[str]:
+        """Return the stored columns that a frame is made of, the index first."""
+        return list(dict.fromkeys((self.index_column, *(self.columns if columns is None else columns))))
+
+    async def frame(
+        self,
+        columns: Sequence[str] | None = None,
+        rows: Runs | None = None,
+        known: Mapping[str, Column] | None = None,
+    ) -> pd.DataFrame:
         """Read columns and names as a DataFrame, in storage order.
 
         Parameters
@@ -150,14 +169,20 @@ class TableReader:
             In the order of the result; None for all.
         rows
             Runs of rows; None for all.
+        known
+            Columns that were read whole already.
         """
         names = list(self.columns if columns is None else columns)
-        index, *values = await together(self.index(rows), *(self.column(n, rows) for n in names))
-        lengths = {n: len(v) for n, v in zip(names, values, strict=True) if len(v) != len(index)}
+        stored, known = self.frame_columns(columns), known or {}
+        missing = [n for n in stored if n not in known]
+        read = dict(zip(missing, await together(*(self.column(n, rows) for n in missing)), strict=True))
+        read |= {n: known[n] if rows is None else known[n][rows.positions()] for n in stored if n in known}
+        index = self._as_index(read[self.index_column])
+        lengths = {n: len(read[n]) for n in names if len(read[n]) != len(index)}
         if lengths:
             msg = f"{self.path} has {len(index):,} names but columns of other lengths: {lengths}; the store is damaged."
             raise FormatError(msg)
-        return pd.DataFrame(dict(zip(names, values, strict=True)), index=index, columns=names or None)
+        return pd.DataFrame({n: read[n] for n in names}, index=index, columns=names or None)
 
 
 def _nullable(encoding: str, values: np.ndarray, mask: np.ndarray, na_value: str) -> Any:

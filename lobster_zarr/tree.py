@@ -79,20 +79,31 @@ async def _document(store: Store, key: str, uri: str) -> dict[str, Any] | None:
     except ValueError as error:
         msg = f"{key!r} of {display_uri(uri)} is not valid JSON ({error}); the store is damaged."
         raise FormatError(msg) from error
-    if not _is_document(document):
+    if not _is_document(key, document):
         msg = f"{key!r} of {display_uri(uri)} is no metadata of Zarr; the store is damaged."
         raise FormatError(msg)
     checked: dict[str, Any] = document
     return checked
 
 
-def _is_document(document: Any) -> bool:
+def _is_document(key: str, document: Any) -> bool:
     """Whether JSON has the outline of Zarr's metadata: objects, and objects where it nests."""
-    if not isinstance(document, dict) or not isinstance(document.get("attributes") or {}, dict):
+    if not isinstance(document, dict):
         return False
-    nested = document.get("consolidated_metadata", document)
-    nodes = (nested or {}).get("metadata", {}) if isinstance(nested, dict | None) else None
-    return isinstance(nodes, dict) and all(_is_document(n) for n in nodes.values())
+    match key.rpartition("/")[2]:
+        case ".zmetadata":
+            return _all_objects(document.get("metadata"))
+        case "zarr.json":
+            nested = document.get("consolidated_metadata", None)
+            if nested is not None and not (isinstance(nested, dict) and _all_objects(nested.get("metadata"))):
+                return False
+            nodes: list[Any] = [document, *(nested["metadata"].values() if nested else ())]
+            return all(isinstance(node.get("attributes") or {}, dict) for node in nodes)
+    return True
+
+
+def _all_objects(nodes: Any) -> bool:
+    return isinstance(nodes, dict) and all(isinstance(n, dict) for n in nodes.values())
 
 
 async def _walk(store: Store, uri: str) -> dict[str, Any]:

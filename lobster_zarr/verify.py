@@ -17,8 +17,9 @@ import zarr
 
 from lobster_zarr.dataset import Dataset
 from lobster_zarr.dataset import open as open_dataset
-from lobster_zarr.dense import Runs, read_array
+from lobster_zarr.dense import read_array
 from lobster_zarr.errors import VerificationError
+from lobster_zarr.grid import Runs
 from lobster_zarr.layout import COMPANION, SOURCE_ORDER
 from lobster_zarr.report import Progress
 from lobster_zarr.scratch import Slices, balanced_bounds
@@ -185,11 +186,20 @@ class Verification:
             for name in table.columns:
                 if table.column_length(name) != length:
                     self._fail(f"'{table.path}/{name}' has {table.column_length(name):,} rows, expected {length:,}.")
+                self._codes(f"{table.path}/{name}")
         node = f"obs/{SOURCE_ORDER}"
         if self.data.tree.is_array(node):
             order = run(read_array(self.data.fetcher, self.data.tree.array(node)))
             if not np.array_equal(np.sort(order), np.arange(self.data.n_obs)):
                 self._fail(f"{node!r} is not a permutation of the rows.")
+
+    def _codes(self, path: str) -> None:
+        tree = self.data.tree
+        if tree.encoding(path) == "categorical":
+            n = tree.array(f"{path}/categories").shape[0]
+            codes = run(read_array(self.data.fetcher, tree.array(f"{path}/codes")))
+            if len(codes) and not (codes.min() >= -1 and codes.max() < n):
+                self._fail(f"'{path}/codes' names categories outside [-1, {n}).")
 
     def source(self, source: Source) -> None:
         """Compare every element with the source."""
@@ -227,12 +237,14 @@ class Verification:
 
     def _frame(self, source: Source, path: str, order: np.ndarray | None) -> None:
         frame = source.frame(path)
-        names = list(frame.columns)
+        names, n_rows = list(frame.columns), {"obs": self.data.n_obs, "var": self.data.n_vars}.get(path)
+        if n_rows is not None and n_rows != len(frame.index):
+            self._fail(f"{path} has {n_rows:,} rows, the source {len(frame.index):,}.")
         stored = list(self.data.tree.attributes(path).get("column-order", ())) if path in self.data.tree else None
         if stored != names:
             self._fail(f"{path} has the columns {stored}, the source {names}.")
         for name, read in frame.stored().items():
-            self._same(f"{path}/{name}", read() if order is None else read().take(order))
+            self._same(f"{path}/{name}", read() if order is None else read().take(order), order)
         self.compared.append(path)
 
     def _whole(self, source: Source, path: str, order: np.ndarray | None) -> None:
@@ -242,13 +254,13 @@ class Verification:
         if path in self.data.tree or value:
             self._same(path, value)
 
-    def _same(self, path: str, expected: Any) -> None:
-        """Compare an element, as AnnData encodes it, with the nodes of the store."""
-        difference = self._difference(stage(expected, path), path)
+    def _same(self, path: str, expected: Any, order: np.ndarray | None = None) -> None:
+        """Compare an element, as AnnData encodes it, with the nodes of the store; `order` names its rows."""
+        difference = self._difference(stage(expected, path), path, order)
         if difference:
             self._fail(f"{difference} differs from the source.")
 
-    def _difference(self, expected: Staged, path: str) -> str | None:
+    def _difference(self, expected: Staged, path: str, order: np.ndarray | None) -> str | None:
         tree = self.data.tree
         if path not in tree:
             return f"{path!r} (missing)"
@@ -259,7 +271,7 @@ class Verification:
             extra = [n for n in tree.children(path) if n not in members]
             if extra:
                 return f"'{path}/{extra[0]}' (not in the source)"
-            found = (self._difference(member, f"{path}/{name}") for name, member in members.items())
+            found = (self._difference(member, f"{path}/{name}", order) for name, member in members.items())
             return next((f for f in found if f), None)
         stored, wanted = run(read_array(self.data.fetcher, tree.array(path))), np.asarray(expected[...])
         if wanted.dtype.kind == "U":  # zarr's scalar of a variable-length text
@@ -267,7 +279,8 @@ class Verification:
         if stored.dtype != wanted.dtype or stored.shape != wanted.shape:
             return f"{path!r} ({stored.dtype} {stored.shape} against {wanted.dtype} {wanted.shape})"
         unequal = np.flatnonzero(np.atleast_1d(_comparable(stored) != _comparable(wanted)))
-        return f"{path!r} at position {int(unequal[0])}" if len(unequal) else None
+        rows = unequal if order is None or path.endswith("/categories") else order[unequal]
+        return f"{path!r} at position {int(rows[0])}" if len(rows) else None
 
     def _matrix(self, source: Source, path: str, stream: SparseStream | DenseStream, order: np.ndarray | None) -> None:
         tree = self.data.tree

@@ -55,6 +55,7 @@ class ArrayWriter:
     def __init__(self, commit: Commit, node: ArrayNode) -> None:
         self.commit, self.node = commit, node
         self.chunk_sizes: list[int] = []
+        self.stored_bytes = 0
         self._rows_done = 0
         self._tail: list[np.ndarray] = []
         self._tail_rows = 0
@@ -112,12 +113,16 @@ class ArrayWriter:
         for shard_id, slot, chunk in zip(shard_ids.tolist(), slots.tolist(), encoded, strict=True):
             self.chunk_sizes.append(len(chunk))
             if self.node.sharding is None:
-                self.commit.put(self.node.key(shard_id), chunk)
+                self._put(shard_id, chunk)
                 continue
             self._shard[slot] = chunk
             if len(self._shard) == self.node.grid.chunks_in(shard_id):
-                self.commit.put(self.node.key(shard_id), self.node.build_shard(self._shard))
+                self._put(shard_id, self.node.build_shard(self._shard))
                 self._shard = {}
+
+    def _put(self, shard_id: int, payload: bytes) -> None:
+        self.stored_bytes += len(payload)
+        self.commit.put(self.node.key(shard_id), payload)
 
 
 def write_array(
@@ -144,7 +149,7 @@ def write_array(
     writer = ArrayWriter(commit, node)
     writer.append(values) if values.shape else writer._tail.append(values)  # noqa: SLF001
     writer.close()
-    return sum(writer.chunk_sizes)
+    return writer.stored_bytes
 
 
 class SparseWriter:
@@ -213,8 +218,8 @@ class SparseWriter:
         indptr_dtype = self.index_dtype if self.nnz <= np.iinfo(self.index_dtype).max else np.dtype(np.int64)
         attributes = {"encoding-type": "array", "encoding-version": "0.2.0"}
         sizes = {
-            f"{self.path}/data": sum(self._values.chunk_sizes),
-            f"{self.path}/indices": sum(self._indices.chunk_sizes),
+            f"{self.path}/data": self._values.stored_bytes,
+            f"{self.path}/indices": self._indices.stored_bytes,
             f"{self.path}/indptr": write_array(
                 self.commit,
                 f"{self.path}/indptr",

@@ -41,7 +41,8 @@ _AWKWARD_NAMES = (
     "λ₂", "CD4+", "a.b", "a:b", "#1", "what?", "[log]", "*", "~", "it's", '"q"', "a|b", "x,y", "and", "1st",
     ".hidden", "index", "c", "codes", "data", "obs", "T cell & B", " lead", "A", "a",
 )  # fmt: skip
-_RESERVED = frozenset({"_index", ".", "..", "zarr.json", ".zarray", ".zgroup", ".zattrs", "__categories"})
+# anndata 0.13 takes a frame with a column "dtype" for an array.
+_RESERVED = frozenset({"dtype", "_index", ".", "..", "zarr.json", ".zarray", ".zgroup", ".zattrs", "__categories"})
 _LETTERS = st.characters(codec="utf-8", categories=("L", "N", "P", "S"), exclude_characters="/\\")
 # No NUL (HDF5 ends a string there).
 _TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)

@@ -34,6 +34,8 @@ RINGS: dict[int, set[str]] = {
         "summary",
         "query",
         "sql",
+        "projection",
+        "explain",
         "dataset",
         "multimodal",
         "lazy",

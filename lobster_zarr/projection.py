@@ -1,0 +1,109 @@
+"""What a selection brings, and where its cells and genes lie in storage.
+
+Pure: the elements that are wanted, and positions along an axis with the order
+in which they come back. Must not read anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from lobster_zarr.grid import Runs
+from lobster_zarr.selection import runs
+
+Order = Literal["source", "storage"]
+Names = Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Which elements a selection brings, None meaning all.
+
+    Parameters
+    ----------
+    X, uns, raw
+        Whether to bring them.
+    layers, obsm, varm, obsp, varp
+        Names of members.
+    obs_columns, var_columns
+        Names of columns.
+    """
+
+    X: bool = True
+    layers: Names = None
+    obsm: Names = None
+    varm: Names = None
+    obsp: Names = None
+    varp: Names = None
+    uns: bool = True
+    raw: bool = True
+    obs_columns: Names = None
+    var_columns: Names = None
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """Positions wanted along one axis.
+
+    Parameters
+    ----------
+    runs
+        In storage order; None for the whole axis.
+    take : ndarray of int64 or None
+        Reorders what was read in storage order to the order of the result.
+    """
+
+    runs: Runs | None
+    take: np.ndarray | None
+
+    @classmethod
+    def of(cls, stored: np.ndarray) -> Axis:
+        """Bring positions, in any order and repeated, to runs and a reordering."""
+        if np.all(np.diff(stored) > 0):
+            return cls(Runs(*runs(stored)), None)
+        unique, take = np.unique(stored, return_inverse=True)
+        return cls(Runs(*runs(unique)), take)
+
+    def count(self, length: int) -> int:
+        """The number of positions in the result."""
+        if self.take is not None:
+            return len(self.take)
+        return length if self.runs is None else self.runs.total
+
+    def arrange(self, value: Any) -> Any:
+        """Bring rows that were read in storage order to the order of the result."""
+        if self.take is None:
+            return value
+        return value.iloc[self.take] if isinstance(value, pd.DataFrame) else value[self.take]
+
+    def slice_rows(self, value: Any) -> Any:
+        """Take the positions from a value that was read whole."""
+        if self.runs is None:
+            return self.arrange(value)
+        at = self.runs.positions() if self.take is None else self.runs.positions()[self.take]
+        return value.iloc[at] if isinstance(value, pd.DataFrame) else value[at]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One element that a selection brings.
+
+    Parameters
+    ----------
+    path
+        Of the element.
+    rows, columns
+        Along its first and second axis; None for all.
+    whole
+        Whether it can only be read whole, and is sliced in memory.
+    """
+
+    path: str
+    rows: Axis | None = None
+    columns: Axis | None = None
+    whole: bool = False
