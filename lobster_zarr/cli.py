@@ -127,6 +127,7 @@ def query(
         Path | None,
         typer.Option("--out", "-o", help="out.h5ad, out.zarr, out.parquet or out.csv; the count alone without."),
     ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Tell what it would cost, and fetch nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     endpoint_url: Endpoint = None,
     as_json: AsJson = False,
@@ -139,6 +140,10 @@ def query(
     data = lz.open(uri, _options(endpoint_url))
     names = [v.strip() for v in var.split(",") if v.strip()] if var is not None else None
     selection = data.query(expr, names, order=order.value)
+    if explain:
+        plan = selection.explain()
+        typer.echo(json.dumps(plan.to_dict()) if as_json else str(plan))
+        return
     told: dict[str, Any] = {"uri": data.uri, "expr": expr}
     if out is None:
         told["n_obs"] = selection.count()
@@ -148,6 +153,8 @@ def query(
     if as_json:
         typer.echo(json.dumps(told))
         return
+    for note in selection.notes:
+        typer.echo(note, err=True)
     where = f" → {out}" if out else ""
     typer.echo(f"{told['n_obs']:,} cells{where}  ({told['requests']} requests, {told['bytes']:,} bytes)")
 

@@ -99,7 +99,7 @@ class StoreReader:
             self._sparse[path] = SparseReader(self.fetcher, self.tree, path)
         return self._sparse[path]
 
-    async def matrix(self, path: str, rows: Runs | None, columns: Runs | None) -> Matrix:
+    async def matrix(self, path: str, rows: Runs | None, columns: Runs | None, layout: Layout | None = None) -> Matrix:
         """Read a matrix by rows and columns, both in storage order.
 
         Parameters
@@ -108,6 +108,9 @@ class StoreReader:
             Of the element.
         rows, columns
             None for all.
+        layout
+            One of :meth:`layouts` for the same rows and columns; None for the
+            cheapest.
 
         Returns
         -------
@@ -115,16 +118,16 @@ class StoreReader:
             In the format that it is stored in.
         """
         if not self.is_sparse(path):
-            return await read_array(self.fetcher, self._dense(path), rows, columns)
-        layouts = await self.layouts(path, rows, columns)
-        best = layouts[0]
+            return await read_array(self.fetcher, self.dense(path), rows, columns)
+        best = layout or (await self.layouts(path, rows, columns))[0]
         reader, (majors, minors) = best.reader, best.orient(rows, columns)
         parts = await reader.read_projected(majors, minors.positions()) if minors else await reader.read(majors)
         n_major, n_minor = self._extent(reader, majors, minors)
         built = _build(parts, n_major, n_minor, row_major=reader.row_major)
         return built.asformat("csr" if self.sparse(path).row_major else "csc")
 
-    def _dense(self, path: str) -> ArrayNode:
+    def dense(self, path: str) -> ArrayNode:
+        """Return the array of a dense matrix."""
         if not self.is_matrix(path):
             msg = f"{path!r} has the encoding {self.tree.encoding(path)!r}; expected a matrix."
             raise UnsupportedError(msg)
@@ -152,12 +155,6 @@ class StoreReader:
             found.append(Layout(reader, tuple(reads), n_requests, n_bytes))
         network = self.fetcher.network
         return sorted(found, key=lambda layout: network.seconds(layout.n_requests, layout.n_bytes))
-
-    async def reads(self, path: str, rows: Runs | None, columns: Runs | None) -> list[ArrayRead]:
-        """Return what :meth:`matrix` reads of chunks."""
-        if self.is_sparse(path):
-            return list((await self.layouts(path, rows, columns))[0].reads)
-        return [ArrayRead(self._dense(path), rows, columns)]
 
     def whole_reads(self, path: str) -> list[ArrayRead]:
         """Return what :meth:`whole` reads."""

@@ -249,6 +249,13 @@ class Fetcher:
         """Requests and bytes of reads, as far as the shard indexes and sizes are known."""
         n_requests = n_bytes = 0
         for read in reads:
+            node = read.node
+            shards = [s for s in index_needed(node, read.chunk_ids).tolist() if (node.path, s) not in self._indexes]
+            if shards and not read.as_objects and node.path in self.stored_bytes:
+                n_requests += 2 * len(shards)
+                share = len(read.chunk_ids) / node.grid.n_chunks
+                n_bytes += len(shards) * node.index_bytes + int(self.stored_bytes[node.path] * share)
+                continue
             plan = self.plan(read)
             n_requests += len(plan.requests)
             n_bytes += self.expected_bytes(read, plan)[0]

@@ -7,6 +7,7 @@ exactly those, and assembles what slicing the source in memory would give.
 from __future__ import annotations
 
 import asyncio
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +20,12 @@ import polars as pl
 
 from lobster_zarr import predicate as predicates
 from lobster_zarr.dense import read_array
-from lobster_zarr.errors import BudgetError
+from lobster_zarr.errors import BudgetError, did_you_mean
 from lobster_zarr.explain import ArrayPlan, QueryPlan
 from lobster_zarr.fetch import Fetcher, Stats, observed, together
 from lobster_zarr.grid import Runs
 from lobster_zarr.layout import SOURCE_ORDER
+from lobster_zarr.plan import ArrayRead
 from lobster_zarr.projection import Axis, Names, Order, Part, Projection
 from lobster_zarr.report import human_bytes
 from lobster_zarr.selection import positions, runs
@@ -31,11 +33,10 @@ from lobster_zarr.store import run
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterator
     from pathlib import Path
 
-    from lobster_zarr.element import StoreReader
-    from lobster_zarr.plan import ArrayRead
+    from lobster_zarr.element import Layout, StoreReader
     from lobster_zarr.table import TableReader
 
 
@@ -53,8 +54,11 @@ class Selection:
     memory_limit: int | None = None
     stats: Stats = field(default_factory=Stats, repr=False)
     """What this selection has read since it was made."""
+    notes: tuple[str, ...] = ()
+    """Which clause of a predicate left no row, with values that are near, once it was resolved."""
     _resolved: tuple[Axis, Axis] | None = field(default=None, repr=False)
     _known: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    _ways: dict[str, list[Layout]] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         return f"Selection(obs={self.obs!r}, var={self.var!r}, order={self.order!r}) of {self.uri}"
@@ -173,7 +177,10 @@ class Selection:
         self._known.setdefault(table.path, {}).update(zip(stored, values, strict=True))
         series = [predicates.to_polars(c, v) for c, v in zip(parsed.columns, values, strict=True)]
         frame = pl.DataFrame(series) if series else pl.DataFrame({"_": np.zeros(table.n_rows, bool)})
-        return predicates.evaluate(parsed, frame)
+        mask = predicates.evaluate(parsed, frame)
+        if table.n_rows and not mask.any():
+            self.notes = tuple(_why_empty(parsed, frame))
+        return mask
 
     def _parts(self, rows: Axis, columns: Axis) -> list[Part]:
         """Everything that is read but obs and var."""
@@ -200,7 +207,8 @@ class Selection:
     async def _read_part(self, part: Part) -> Any:
         rows, columns = part.rows, part.columns
         if not part.whole:
-            value = await self.reader.matrix(part.path, _runs(rows), _runs(columns))
+            layout = self._ways[part.path][0] if part.path in self._ways else None
+            value = await self.reader.matrix(part.path, _runs(rows), _runs(columns), layout)
             value = value if rows is None else rows.arrange(value)
             return value if columns is None or columns.take is None else value[:, columns.take]
         value = await self.reader.whole(part.path)
@@ -228,25 +236,26 @@ class Selection:
         for table, chosen, axis in ((data.obs, want.obs_columns, rows), (data.var, want.var_columns, columns)):
             known = self._known.get(table.path, {})
             reads += table.reads([c for c in table.frame_columns(chosen) if c not in known], axis.runs)
-        layouts: dict[str, dict[str, int]] = {}
         for part in self._parts(rows, columns):
             if part.whole:
                 reads += data.whole_reads(part.path)
-                continue
-            reads += await data.reads(part.path, _runs(part.rows), _runs(part.columns))
-            if data.is_sparse(part.path):
-                ways = await data.layouts(part.path, _runs(part.rows), _runs(part.columns))
-                layouts[part.path] = {way.name: way.n_bytes for way in ways}
+            elif data.is_sparse(part.path):
+                if part.path not in self._ways:
+                    self._ways[part.path] = await data.layouts(part.path, _runs(part.rows), _runs(part.columns))
+                reads += self._ways[part.path][0].reads
+            else:
+                reads.append(ArrayRead(data.dense(part.path), _runs(part.rows), _runs(part.columns)))
         await data.fetcher.prepare(reads)
         return QueryPlan(
             uri=self.uri,
             n_obs=rows.count(data.obs.n_rows),
             n_vars=columns.count(data.var.n_rows),
             arrays=tuple(_array_plan(data.fetcher, read) for read in reads),
-            layouts=layouts,
+            layouts={path: {way.name: way.n_bytes for way in ways} for path, ways in self._ways.items()},
             network=data.fetcher.network,
             spent_requests=self.stats.n_requests - before[0],
             spent_bytes=self.stats.n_bytes - before[1],
+            notes=self.notes,
         )
 
     def _check_budget(self, plan: QueryPlan) -> None:
@@ -283,6 +292,18 @@ class Selection:
                     parts[parent] |= dict(getattr(shell, parent))
             whole_raw = {"X": None, **raw, "varm": varm} if raw else None
             return ad.AnnData(results.get("X"), obs=obs, var=var, uns=uns, raw=whole_raw, **parts)
+
+
+def _why_empty(parsed: predicates.Predicate, frame: pl.DataFrame) -> Iterator[str]:
+    """Say which clauses match no row, and which values nearly match their constants."""
+    empty = [clause for clause in parsed.clauses if not predicates.evaluate(clause, frame).any()]
+    for clause in empty:
+        constants = [a or b for a, b in re.findall(r"'([^']*)'|\"([^\"]*)\"", clause.text)]
+        texts = [frame[c].cast(pl.String).unique().drop_nulls() for c in clause.columns if frame[c].dtype != pl.Boolean]
+        hints = (did_you_mean(constant, values.to_list()) for constant in constants for values in texts)
+        yield f"no row matches {clause.text}.{next((h for h in hints if h), '')}"
+    if not empty and len(parsed.clauses) > 1:
+        yield "each clause matches rows, but no row matches all of them."
 
 
 def _runs(axis: Axis | None) -> Runs | None:
