@@ -303,7 +303,11 @@ class Conversion:
             "writer": f"lobster_zarr {version('lobster_zarr')}",
             "codec": self.codec,
             "sort_by": list(self.sort_by),
-            "source": {"name": self.source.name.rpartition("/")[2], "bytes": self.source.n_bytes},
+            "source": {
+                "name": self.source.name.rpartition("/")[2],
+                "bytes": self.source.n_bytes,
+                "crc32c": self.source.checksum(),
+            },
             "stored_bytes": self.sizes,
         }
         commit.finish({"encoding-type": "anndata", "encoding-version": "0.1.0", ATTRIBUTE: ours})

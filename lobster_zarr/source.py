@@ -7,14 +7,17 @@ whole, as AnnData itself reads it. Must not know the destination.
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import anndata as ad
+import google_crc32c
 import h5py
 import pandas as pd
 import zarr
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 ELEMENTS = ("X", "layers", "obs", "var", "obsm", "varm", "obsp", "varp", "uns", "raw")
 H5_SUFFIXES = (".h5ad", ".h5mu", ".h5", ".hdf5")
+CHECKSUM_BLOCK_BYTES = 4 << 20
 LEGACY_EXPANSION = 8
 """In-memory bytes assumed for each byte of a file from before anndata 0.7, which is read whole."""
 
@@ -45,13 +49,14 @@ class Source:
         Size of the file, or None.
     root
         A mapping of elements: an HDF5 or Zarr group, or a dict of objects.
-    encoding_version
-        Who wrote it.
+    checksum
+        Returns the crc32c of the file in hexadecimal, as S3 computes it, or None.
     """
 
     name: str
     n_bytes: int | None
     root: Any
+    checksum: Callable[[], str | None] = lambda: None
 
     def __contains__(self, path: str) -> bool:
         return self.get(path) is not None
@@ -222,14 +227,31 @@ def _from_h5ad(
         raise UnsupportedError(msg)
     legacy = isinstance(file.get("obs"), h5py.Dataset) or "raw.X" in file
     if legacy and is_local(source):
-        return _from_legacy(local_path(source), n_bytes, limit)
+        return _from_legacy(stack, local_path(source), n_bytes, limit)
     if legacy:
         msg = f"{name} was written before anndata 0.7; download it, or re-save it with a current anndata."
         raise UnsupportedError(msg)
-    return Source(name, n_bytes, file)
+    return Source(name, n_bytes, file, _checksum_of(stack, local_path(source)) if is_local(source) else lambda: None)
 
 
-def _from_legacy(path: Path, n_bytes: int, limit: int) -> Source:
+def _checksum_of(stack: ExitStack, path: Path) -> Callable[[], str]:
+    """Read a file on a thread of its own while it is converted; the result is waited for."""
+    stopped = threading.Event()
+
+    def work() -> str:
+        crc = 0
+        with path.open("rb") as file:
+            while (block := file.read(CHECKSUM_BLOCK_BYTES)) and not stopped.is_set():
+                crc = google_crc32c.extend(crc, block)
+        return f"{crc:08x}"
+
+    thread = ThreadPoolExecutor(1, "lobster-zarr-checksum")
+    stack.callback(thread.shutdown)
+    stack.callback(stopped.set)
+    return thread.submit(work).result
+
+
+def _from_legacy(stack: ExitStack, path: Path, n_bytes: int, limit: int) -> Source:
     if n_bytes * LEGACY_EXPANSION > limit:
         msg = (
             f"{path} was written before anndata 0.7 and can only be read whole, about "
@@ -239,7 +261,7 @@ def _from_legacy(path: Path, n_bytes: int, limit: int) -> Source:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = _from_anndata(ad.read_h5ad(path))
-    return Source(str(path), n_bytes, loaded.root)
+    return Source(str(path), n_bytes, loaded.root, _checksum_of(stack, path))
 
 
 def _from_zarr(source: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Source:
