@@ -204,9 +204,8 @@ def _save(selection: Selection, out: Path, *, overwrite: bool) -> int:
             result = selection.to_memory()
             result.write_h5ad(part, convert_strings_to_categoricals=False)
         else:
-            result = selection.to_pandas()
-            result.index.name = result.index.name or "index"
-            result.to_csv(part) if out.suffix == ".csv" else selection.write_parquet(part)
+            result = selection.to_table()
+            result.to_csv(part, index=False) if out.suffix == ".csv" else result.to_parquet(part, index=False)
     return len(result)
 
 

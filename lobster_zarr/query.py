@@ -93,13 +93,22 @@ class Selection:
 
         return run(counted())
 
+    def to_table(self) -> pd.DataFrame:
+        """Read the obs rows with the names as the first column.
+
+        It is called as the index is named, else ``index``, or ``_index`` where a
+        column has that name.
+        """
+        frame = self.to_pandas()
+        if frame.index.name in frame.columns:  # which holds the same values
+            return frame.reset_index(drop=True)
+        return frame.reset_index(names=frame.index.name or ("_index" if "index" in frame.columns else "index"))
+
     def write_parquet(self, path: str | os.PathLike[str]) -> Path:
-        """Write the obs rows to a Parquet file, names in a column ``index`` or as the index is named."""
+        """Write :meth:`to_table` to a Parquet file."""
         from pathlib import Path
 
-        frame = self.to_pandas()
-        frame.index.name = frame.index.name or "index"
-        frame.reset_index().to_parquet(path, index=False)
+        self.to_table().to_parquet(path, index=False)
         return Path(path)
 
     def to_memory(self) -> ad.AnnData:
@@ -159,7 +168,8 @@ class Selection:
         source = positions(selector, names, table.n_rows, axis=table.path)
         source = np.arange(table.n_rows)[source] if isinstance(source, slice) else source
         if not sorted_rows:
-            return Axis.of(source if self.order == "source" else np.sort(source))
+            keep = self.order == "source" or table.path == "var"
+            return Axis.of(source if keep else np.sort(source))
         place = np.argsort(await self._source_order(None))
         stored = place[source]
         return Axis.of(stored if self.order == "source" else np.sort(stored))
