@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     Places = Callable[[int], np.ndarray | None]
 
 DECODE_BATCH = 128
+LARGE_REQUEST_BYTES = 2 << 20
+LARGE_REQUESTS = 8
+"""Responses over that size that are in memory at once, until they are decoded."""
 INDEX_CACHE_BYTES = 256 << 20
 ASSUMED_RATIO = 3
 """Compression of an array whose writer did not note its stored size."""
@@ -126,6 +129,8 @@ class Fetcher:
         self._indexes: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._index_bytes = 0
         self._gate = asyncio.Semaphore(network.concurrency)
+        self._large = asyncio.Semaphore(LARGE_REQUESTS)
+        self._bodies = asyncio.Semaphore(2 * network.concurrency)
 
     async def get(self, path: str, key: str, byte_range: ByteRequest | None = None) -> memoryview | None:
         """Read one object or range, None where it does not exist. One request."""
@@ -166,6 +171,12 @@ class Fetcher:
         await together(*(self._run(request, deliver, place) for request in plan.requests))
 
     async def _run(self, request: Request, deliver: Deliver, place: Places) -> None:
+        """Read a response and decode it; what is under way at once is bounded until it is decoded."""
+        large = request.n_bytes is None or request.n_bytes > LARGE_REQUEST_BYTES
+        async with self._large if large and request.node.sharding else self._bodies:
+            await self._read_and_decode(request, deliver, place)
+
+    async def _read_and_decode(self, request: Request, deliver: Deliver, place: Places) -> None:
         byte_range = None
         if request.start is not None and request.stop is not None:
             byte_range = RangeByteRequest(request.start, request.stop)
