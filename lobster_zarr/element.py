@@ -22,7 +22,7 @@ from zarr.storage import MemoryStore
 from lobster_zarr.dense import read_array
 from lobster_zarr.errors import ChunkDecodeError, UnsupportedError
 from lobster_zarr.fetch import together
-from lobster_zarr.layout import COMPANION
+from lobster_zarr.layout import COMPANION, SOURCE_ORDER
 from lobster_zarr.plan import ArrayRead
 from lobster_zarr.sparse import SparseReader
 from lobster_zarr.table import TableReader
@@ -80,6 +80,15 @@ class StoreReader:
         self.fetcher, self.tree = fetcher, tree
         self.obs, self.var = TableReader(fetcher, tree, "obs"), TableReader(fetcher, tree, "var")
         self._sparse: dict[str, SparseReader] = {}
+
+    @property
+    def is_sorted(self) -> bool:
+        """Whether the rows are stored in another order than the source's."""
+        return self.tree.is_array(f"obs/{SOURCE_ORDER}")
+
+    async def source_order(self, rows: Runs | None = None) -> np.ndarray:
+        """Read the source position of each stored row: int64. Only of a sorted store."""
+        return await read_array(self.fetcher, self.tree.array(f"obs/{SOURCE_ORDER}"), rows)
 
     def is_sparse(self, path: str) -> bool:
         """Whether a node is a compressed sparse matrix."""

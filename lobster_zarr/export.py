@@ -18,7 +18,7 @@ from lobster_zarr.dataset import open as open_dataset
 from lobster_zarr.dense import read_array
 from lobster_zarr.errors import ConflictError, StorageError, UnsupportedError
 from lobster_zarr.grid import Runs
-from lobster_zarr.layout import SOURCE_ORDER
+from lobster_zarr.layout import follows_obs
 from lobster_zarr.report import Progress
 from lobster_zarr.scratch import Exchange, Scratch, Slices, balanced_bounds
 from lobster_zarr.store import display_uri, is_local, local_path, run
@@ -111,15 +111,15 @@ class Export:
     def write(self) -> None:
         """Write every element."""
         data, tree = self.data, self.data.tree
-        if tree.is_array(f"obs/{SOURCE_ORDER}"):
-            self.source_row = run(read_array(data.fetcher, tree.array(f"obs/{SOURCE_ORDER}")))
+        if data.reader.is_sorted:
+            self.source_row = run(data.reader.source_order())
         self.file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         self._frame("obs")
         self._frame("var")
         for path in self._elements():
-            if data.reader.is_sparse(path) and _by_rows(path):
+            if data.reader.is_sparse(path) and follows_obs(path):
                 self._sparse(path)
-            elif data.reader.is_matrix(path) and _by_rows(path):
+            elif data.reader.is_matrix(path) and follows_obs(path):
                 self._dense(path)
             else:
                 value = run(data.reader.whole(path))
@@ -231,7 +231,3 @@ class Export:
                         rows = rows[:, order]
                 target[at:stop] = rows
                 advance(rows.size)
-
-
-def _by_rows(path: str) -> bool:
-    return path in {"X", "raw/X"} or path.startswith(("layers/", "obsm/", "obsp/"))

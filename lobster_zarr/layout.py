@@ -135,6 +135,11 @@ def _sharded_vector(n: int, chunk: int, shard: int) -> Grid:
     return Grid((n,), (chunk,), (min(shard, cdiv(n, chunk) * chunk),))
 
 
+def follows_obs(path: str) -> bool:
+    """Whether an element is a matrix whose rows are the cells: streamed, and sorted with them."""
+    return path in {"X", "raw/X"} or path.startswith(("layers/", "obsm/", "obsp/"))
+
+
 def sparse_grid(nnz: int, chunk: int) -> Grid:
     """Grid of a sparse matrix's ``data`` or ``indices``: small chunks, large shards."""
     return _sharded_vector(nnz, chunk, SPARSE_SHARD)

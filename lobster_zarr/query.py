@@ -19,12 +19,10 @@ import pandas as pd
 import polars as pl
 
 from lobster_zarr import predicate as predicates
-from lobster_zarr.dense import read_array
 from lobster_zarr.errors import BudgetError, did_you_mean
 from lobster_zarr.explain import ArrayPlan, QueryPlan
 from lobster_zarr.fetch import Fetcher, Stats, observed, together
 from lobster_zarr.grid import Runs
-from lobster_zarr.layout import SOURCE_ORDER
 from lobster_zarr.plan import ArrayRead
 from lobster_zarr.projection import Axis, Names, Order, Part, Projection
 from lobster_zarr.report import human_bytes
@@ -146,37 +144,33 @@ class Selection:
 
     async def _resolve(self, table: TableReader, selector: Any, *, ordered: bool) -> Axis:
         """Bring a selector to positions in storage order."""
-        sorted_rows = table.path == "obs" and self.reader.tree.is_array(f"obs/{SOURCE_ORDER}")
+        sorted_rows = table.path == "obs" and self.reader.is_sorted
         to_source = sorted_rows and self.order == "source"
         if selector is None:
             if not (ordered and to_source):
                 return Axis(None, None)
-            stored_at = await self._source_order(None)
+            stored_at = await self.reader.source_order(None)
             return Axis(None, np.argsort(stored_at))
         if isinstance(selector, str | Mapping | pl.Expr) and not _is_name(selector, table):
             stored = np.flatnonzero(await self._mask(table, selector))
             axis = Axis(Runs(*runs(stored)), None)
             if ordered and to_source and len(stored):
                 # Rows of one group keep their source order: mostly there is nothing to reorder.
-                source_rows = await self._source_order(axis.runs)
+                source_rows = await self.reader.source_order(axis.runs)
                 if np.any(np.diff(source_rows) < 0):
                     axis = Axis(axis.runs, np.argsort(source_rows))
             return axis
         names = await table.index() if _names_needed(selector) else None
         if sorted_rows and names is not None:
-            names = names[np.argsort(await self._source_order(None))]
+            names = names[np.argsort(await self.reader.source_order(None))]
         source = positions(selector, names, table.n_rows, axis=table.path)
         source = np.arange(table.n_rows)[source] if isinstance(source, slice) else source
         if not sorted_rows:
             keep = self.order == "source" or table.path == "var"
             return Axis.of(source if keep else np.sort(source))
-        place = np.argsort(await self._source_order(None))
+        place = np.argsort(await self.reader.source_order(None))
         stored = place[source]
         return Axis.of(stored if self.order == "source" else np.sort(stored))
-
-    async def _source_order(self, rows: Runs | None) -> np.ndarray:
-        node = self.reader.tree.array(f"obs/{SOURCE_ORDER}")
-        return await read_array(self.reader.fetcher, node, rows)
 
     async def _mask(self, table: TableReader, selector: Any) -> np.ndarray:
         kinds = {name: table.kind(name) for name in table.columns}

@@ -20,7 +20,7 @@ from lobster_zarr.dataset import open as open_dataset
 from lobster_zarr.dense import read_array
 from lobster_zarr.errors import VerificationError
 from lobster_zarr.grid import Runs
-from lobster_zarr.layout import COMPANION, SOURCE_ORDER
+from lobster_zarr.layout import COMPANION, SOURCE_ORDER, follows_obs
 from lobster_zarr.report import Progress
 from lobster_zarr.scratch import Slices, balanced_bounds
 from lobster_zarr.source import Source, open_source
@@ -187,11 +187,10 @@ class Verification:
                 if table.column_length(name) != length:
                     self._fail(f"'{table.path}/{name}' has {table.column_length(name):,} rows, expected {length:,}.")
                 self._codes(f"{table.path}/{name}")
-        node = f"obs/{SOURCE_ORDER}"
-        if self.data.tree.is_array(node):
-            order = run(read_array(self.data.fetcher, self.data.tree.array(node)))
+        if self.data.reader.is_sorted:
+            order = run(self.data.reader.source_order())
             if not np.array_equal(np.sort(order), np.arange(self.data.n_obs)):
-                self._fail(f"{node!r} is not a permutation of the rows.")
+                self._fail(f"'obs/{SOURCE_ORDER}' is not a permutation of the rows.")
 
     def _codes(self, path: str) -> None:
         tree = self.data.tree
@@ -204,16 +203,13 @@ class Verification:
     def source(self, source: Source) -> None:
         """Compare every element with the source."""
         self._members(source)
-        order = None
-        node = f"obs/{SOURCE_ORDER}"
-        if self.data.tree.is_array(node):
-            order = run(read_array(self.data.fetcher, self.data.tree.array(node)))
+        order = run(self.data.reader.source_order()) if self.data.reader.is_sorted else None
         self._frame(source, "obs", order)
         self._frame(source, "var", None)
         if "raw/var" in source:
             self._frame(source, "raw/var", None)
         for path in self._paths(source):
-            stream = source.stream(path) if _by_rows(path) else None
+            stream = source.stream(path) if follows_obs(path) else None
             if stream is not None:
                 self._matrix(source, path, stream, order)
             else:
@@ -316,10 +312,6 @@ class Verification:
         prints = np.zeros(reader.shape[0], np.uint64)
         _add_prints(prints, 0, Slices(np.diff(part.indptr), order[part.indices], part.values), row_major=True)
         return prints
-
-
-def _by_rows(path: str) -> bool:
-    return path in {"X", "raw/X"} or path.startswith(("layers/", "obsm/", "obsp/"))
 
 
 def _bits(values: np.ndarray) -> np.ndarray:
