@@ -137,6 +137,9 @@ def query(
 
     if out is not None:
         _check_output(out, OUTPUTS, overwrite=overwrite)
+    if var is not None and out is None and not explain:
+        msg = "--var selects the genes of an output: it needs -o or --explain."
+        raise InvalidArgumentError(msg)
     data = lz.open(uri, _options(endpoint_url))
     names = [v.strip() for v in var.split(",") if v.strip()] if var is not None else None
     selection = data.query(expr, names, order=order.value)
@@ -164,11 +167,14 @@ OUTPUTS = (".h5ad", ".zarr", *TABLES)
 
 
 def _check_output(out: Path, suffixes: tuple[str, ...], *, overwrite: bool) -> None:
-    from lobster_zarr.errors import ConflictError
+    from lobster_zarr.errors import ConflictError, NotFoundError
 
     if out.suffix not in suffixes:
         msg = f"cannot write {out.name!r}: expected a name that ends in {', '.join(suffixes)}."
         raise InvalidArgumentError(msg)
+    if not out.absolute().parent.is_dir():
+        msg = f"cannot write {out}: the folder {out.parent} does not exist; make it first."
+        raise NotFoundError(msg)
     if out.exists() and not overwrite:
         msg = f"{out} exists; pass --overwrite to replace it."
         raise ConflictError(msg)
@@ -296,6 +302,10 @@ def main() -> None:
         status = 1
     if status == INTERRUPTED:  # also what typer makes of a KeyboardInterrupt
         _failed("interrupted; nothing half-written was left.", status)
+        sys.stdout.flush()
+        os._exit(
+            status
+        )  # a request that was cut off may end on a thread of the client's: too late for Python's own end
     sys.exit(status)
 
 

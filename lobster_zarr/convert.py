@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +19,7 @@ import pandas as pd
 import psutil
 
 from lobster_zarr.commit import Commit
-from lobster_zarr.errors import InvalidArgumentError, NotFoundError, UnsupportedError, did_you_mean
+from lobster_zarr.errors import FormatError, InvalidArgumentError, NotFoundError, UnsupportedError, did_you_mean
 from lobster_zarr.layout import (
     ATTRIBUTE,
     CODEC_PROFILES,
@@ -27,7 +28,7 @@ from lobster_zarr.layout import (
     CodecProfile,
 )
 from lobster_zarr.matrices import MatrixConversion
-from lobster_zarr.report import ConversionReport, Progress, peak_memory_bytes
+from lobster_zarr.report import ConversionReport, Progress, parse_size, peak_memory_bytes
 from lobster_zarr.scratch import Scratch
 from lobster_zarr.source import Source, open_source
 from lobster_zarr.stage import stage
@@ -36,7 +37,7 @@ from lobster_zarr.stream import Frame, SparseStream
 from lobster_zarr.write import write_array, write_staged
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import anndata as ad
     import zarr
@@ -105,7 +106,7 @@ def convert(  # noqa: PLR0913 - the public contract
         The storage or the scratch disk failed; what was written was removed.
     """
     started = time.perf_counter()
-    limit = _parse_limit(memory_limit)
+    limit = parse_size(memory_limit, "memory_limit")
     if codec not in CODEC_PROFILES:
         msg = f"unknown codec {codec!r}; expected one of {', '.join(CODEC_PROFILES)}."
         raise InvalidArgumentError(msg)
@@ -132,16 +133,6 @@ def convert(  # noqa: PLR0913 - the public contract
             replaced=commit.replaced,
             arrays=job.sizes,
         )
-
-
-def _parse_limit(memory_limit: int | str) -> int:
-    from dask.utils import parse_bytes
-
-    try:
-        return int(parse_bytes(memory_limit))
-    except ValueError as error:
-        msg = f"memory_limit {memory_limit!r} is not a size; expected bytes or text such as '2GB'."
-        raise InvalidArgumentError(msg) from error
 
 
 def _refuse_same(source: Any, dest: str | os.PathLike[str]) -> None:
@@ -186,10 +177,18 @@ class Conversion:
         self.order = self._sort_order()
         self._check_shapes()
         self._check_gene_major()
-        staged = {path: stage(self.source.value(path), path) for path in self._whole_elements()}
+        staged = {}
+        for path in self._whole_elements():
+            value = self.source.value(path)
+            if path.startswith(("obsm/", "varm/", "obsp/", "varp/")):
+                self._check_shape(path, value.shape if hasattr(value, "shape") else (len(value),))
+            staged[path] = stage(value, path)
         for path in ("obs", "var", "raw/var"):
             if path in self.source:
                 self._check_frame(path, self.source.frame(path))
+        if "uns" in self.source and not isinstance(self.source.value("uns"), Mapping):
+            msg = f"'uns' of {self.source.name} is not a mapping; AnnData keeps names and values there."
+            raise FormatError(msg)
         return staged
 
     def _whole_elements(self) -> list[str]:
@@ -211,9 +210,16 @@ class Conversion:
             if stream is None:
                 msg = f"{path!r} of {self.source.name} is not a CSR, CSC or dense matrix; it cannot be kept."
                 raise UnsupportedError(msg)
-            if stream.shape[0] != self.n_obs:
-                msg = f"{path!r} of {self.source.name} has {stream.shape[0]:,} rows, obs has {self.n_obs:,}."
-                raise UnsupportedError(msg)
+            self._check_shape(path, stream.shape)
+
+    def _check_shape(self, path: str, shape: tuple[int, ...]) -> None:
+        """Refuse an element whose lengths do not fit obs and var."""
+        parent = path.partition("/")[0]
+        axes = {"obsm": (self.n_obs,), "obsp": (self.n_obs,) * 2, "varm": (self.n_vars,), "varp": (self.n_vars,) * 2}
+        expected = axes.get(parent, (self.n_obs, self.n_vars) if parent != "raw" else (self.n_obs,))
+        if tuple(shape[: len(expected)]) != expected:
+            msg = f"{path!r} of {self.source.name} has the shape {tuple(shape)}; obs and var ask for {expected}."
+            raise FormatError(msg)
 
     def _matrices(self) -> list[str]:
         paths = [p for p in ("X", "raw/X") if p in self.source]

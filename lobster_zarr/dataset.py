@@ -24,6 +24,7 @@ from lobster_zarr.fetch import Fetcher, Stats
 from lobster_zarr.layout import ATTRIBUTE, FORMAT_VERSION
 from lobster_zarr.projection import Names, Order, Projection
 from lobster_zarr.query import Selection
+from lobster_zarr.report import parse_size
 from lobster_zarr.sql import execute
 from lobster_zarr.store import display_uri, open_store, run
 from lobster_zarr.summary import StoreInfo, summarize
@@ -62,7 +63,8 @@ def open(uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None 
     tree = run(read_tree(store, os.fspath(uri)))
     noted = tree.attributes("").get(ATTRIBUTE)
     stored = noted.get("stored_bytes") if isinstance(noted, Mapping) else None
-    fetcher = Fetcher(store, network=Network(), strict=is_ours(tree), stored_bytes=stored)
+    sizes = stored if isinstance(stored, dict) else None
+    fetcher = Fetcher(store, network=Network(), strict=is_ours(tree), stored_bytes=sizes)
     return Dataset(os.fspath(uri), fetcher, tree)
 
 
@@ -89,6 +91,10 @@ class Dataset:
             msg = f"{self.uri} is a MuData store, which is not supported yet; open a modality: {self.uri}/mod/<name>."
             raise UnsupportedError(msg)
         version = self.attributes.get("format_version", FORMAT_VERSION)
+        sorted_by, stored = self.attributes.get("sort_by", []), self.attributes.get("stored_bytes", {})
+        if not (isinstance(version, int) and isinstance(sorted_by, list) and isinstance(stored, dict)):
+            msg = f"the attribute {ATTRIBUTE!r} of {self.uri} is damaged; convert again."
+            raise FormatError(msg)
         if version > FORMAT_VERSION:
             msg = f"{self.uri} has format version {version}, this package reads up to {FORMAT_VERSION}; update it."
             raise UnsupportedError(msg)
@@ -180,8 +186,8 @@ class Dataset:
         var: Any = None,
         *,
         order: Order = "source",
-        max_bytes: int | None = None,
-        memory_limit: int | None = None,
+        max_bytes: int | str | None = None,
+        memory_limit: int | str | None = None,
         **elements: Any,
     ) -> Selection:
         """Select cells and genes; nothing is read yet.
@@ -222,7 +228,9 @@ class Dataset:
             _check_names(name, getattr(projection, name), getattr(self, name))
         _check_names("obs", projection.obs_columns, self.obs.columns)
         _check_names("var", projection.var_columns, self.var.columns)
-        return Selection(self.reader, self.uri, obs, var, order, projection, max_bytes, memory_limit)
+        most_bytes = None if max_bytes is None else parse_size(max_bytes, "max_bytes")
+        memory_bytes = None if memory_limit is None else parse_size(memory_limit, "memory_limit")
+        return Selection(self.reader, self.uri, obs, var, order, projection, most_bytes, memory_bytes)
 
     def sql(self, query: str, **tables: Any) -> pl.DataFrame:
         """Run SQL over ``obs`` and ``var``: only the columns and rows that it needs are read.

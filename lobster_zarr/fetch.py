@@ -56,6 +56,11 @@ def decode_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_cores(), "lobster-zarr-codec")
 
 
+if hasattr(os, "register_at_fork"):
+    # Threads do not survive a fork: a child makes a pool of its own.
+    os.register_at_fork(after_in_child=decode_pool.cache_clear)
+
+
 async def together[T](*work: Coroutine[Any, Any, T]) -> list[T]:
     """Run coroutines at once; the first failure cancels the rest and is raised as itself."""
     try:

@@ -161,9 +161,13 @@ class MatrixConversion:
                 if stream.row_major:
                     targets, part = place[at : at + len(block.lengths)], block
                 else:
-                    targets, part = place, block.transpose(n_rows, at)
-                ascending = np.argsort(targets)
-                exchange.put(targets[ascending], part.reorder(ascending))
+                    turned = block.transpose(n_rows, at)
+                    filled = np.flatnonzero(turned.lengths)
+                    targets, part = place[filled], Slices(turned.lengths[filled], turned.indices, turned.values)
+                if self.order is not None:
+                    ascending = np.argsort(targets)
+                    targets, part = targets[ascending], part.reorder(ascending)
+                exchange.put(targets, part)
                 advance(len(block.values))
         for rows in ahead(exchange.take()):
             if path.startswith("obsp/") and self.order is not None:

@@ -19,7 +19,7 @@ import pandas as pd
 import polars as pl
 
 from lobster_zarr import predicate as predicates
-from lobster_zarr.errors import BudgetError, did_you_mean
+from lobster_zarr.errors import BudgetError, FormatError, did_you_mean
 from lobster_zarr.explain import ArrayPlan, QueryPlan
 from lobster_zarr.fetch import Fetcher, Stats, observed, together
 from lobster_zarr.grid import Runs
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
     from lobster_zarr.element import Layout, StoreReader
     from lobster_zarr.table import TableReader
+
+
+MAX_HINTED_VALUES = 2_000
+"""A column of more values, such as names, is not searched for near ones: that would take seconds."""
 
 
 @dataclass(eq=False)
@@ -176,9 +180,11 @@ class Selection:
         kinds = {name: table.kind(name) for name in table.columns}
         index = "_index" if "index" in kinds else "index"
         parsed = predicates.parse(selector, kinds, index=index, axis=table.path)
-        values = await together(*(table.column(c if c in kinds else table.index_column) for c in parsed.columns))
         stored = [c if c in kinds else table.index_column for c in parsed.columns]
-        self._known.setdefault(table.path, {}).update(zip(stored, values, strict=True))
+        known = self._known.setdefault(table.path, {})
+        missing = [c for c in dict.fromkeys(stored) if c not in known]
+        known.update(zip(missing, await together(*(table.column(c) for c in missing)), strict=True))
+        values = [known[c] for c in stored]
         series = [predicates.to_polars(c, v) for c, v in zip(parsed.columns, values, strict=True)]
         frame = pl.DataFrame(series) if series else pl.DataFrame({"_": np.zeros(table.n_rows, bool)})
         mask = predicates.evaluate(parsed, frame)
@@ -230,7 +236,12 @@ class Selection:
             *(self._read_part(part) for part in parts),
         )
         results = dict(zip((p.path for p in parts), values, strict=True))
-        return await asyncio.to_thread(self._assemble, rows.arrange(obs), columns.arrange(var), results)
+        try:
+            return await asyncio.to_thread(self._assemble, rows.arrange(obs), columns.arrange(var), results)
+        except ValueError as error:
+            # AnnData refuses elements whose lengths do not fit each other.
+            msg = f"the elements of {self.uri} do not fit together: {error} Convert it again from a sound source."
+            raise FormatError(msg) from error
 
     async def _explain(self) -> QueryPlan:
         before = self.stats.n_requests, self.stats.n_bytes
@@ -304,7 +315,8 @@ def _why_empty(parsed: predicates.Predicate, frame: pl.DataFrame) -> Iterator[st
     for clause in empty:
         constants = [a or b for a, b in re.findall(r"'([^']*)'|\"([^\"]*)\"", clause.text)]
         texts = [frame[c].cast(pl.String).unique().drop_nulls() for c in clause.columns if frame[c].dtype != pl.Boolean]
-        hints = (did_you_mean(constant, values.to_list()) for constant in constants for values in texts)
+        few = [values.to_list() for values in texts if len(values) <= MAX_HINTED_VALUES]
+        hints = (did_you_mean(constant, values) for constant in constants for values in few)
         yield f"no row matches {clause.text}.{next((h for h in hints if h), '')}"
     if not empty and len(parsed.clauses) > 1:
         yield "each clause matches rows, but no row matches all of them."

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lobster_zarr.errors import InvalidArgumentError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -26,6 +28,26 @@ def human_bytes(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} TB"
+
+
+def parse_size(size: int | str, name: str) -> int:
+    """Return bytes from a number or text such as ``"2GB"``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        It is neither, or not above zero; `name` is the argument's.
+    """
+    from dask.utils import parse_bytes
+
+    try:
+        n_bytes = int(parse_bytes(size))
+    except (ValueError, TypeError, AttributeError):
+        n_bytes = 0
+    if n_bytes <= 0:
+        msg = f"{name} {size!r} is not a size; expected bytes or text such as '2GB'."
+        raise InvalidArgumentError(msg)
+    return n_bytes
 
 
 def peak_memory_bytes() -> int:

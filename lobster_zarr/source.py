@@ -88,7 +88,7 @@ class Source:
         node = self.get(path)
         try:
             return stream_of(node, f"{path!r} of {self.name}")
-        except KeyError as error:
+        except (KeyError, IndexError, TypeError) as error:
             msg = f"{path!r} of {self.name} is incomplete: {error}. The file is damaged or not AnnData."
             raise FormatError(msg) from error
 
