@@ -303,9 +303,8 @@ def main() -> None:
     if status == INTERRUPTED:  # also what typer makes of a KeyboardInterrupt
         _failed("interrupted; nothing half-written was left.", status)
         sys.stdout.flush()
-        os._exit(
-            status
-        )  # a request that was cut off may end on a thread of the client's: too late for Python's own end
+        # A request that was cut off may yet end on a thread of the client's, and take Python's own end with it.
+        os._exit(status)
     sys.exit(status)
 
 

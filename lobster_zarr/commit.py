@@ -92,7 +92,7 @@ class Commit:
     def __enter__(self) -> Self:
         stale = run(self._survey())
         try:
-            self._put_now(MARKER, json.dumps({"writer": "lobster_zarr"}).encode())
+            self._put_alone(MARKER, json.dumps({"writer": "lobster_zarr"}).encode())
             # The root goes first: from here on the old store does not open, and its rest goes in any case.
             self._keys = stale
             roots = [k for k in stale if k in {"zarr.json", ".zgroup", ".zmetadata", ".zattrs"}]
@@ -190,6 +190,10 @@ class Commit:
         buffer = default_buffer_prototype().buffer.from_bytes(payload)
         run(self.store.set(key, buffer))
 
+    def _put_alone(self, key: str, payload: bytes) -> None:
+        # On a thread of the pool, which clean-up waits for: a cancelled request may still arrive, after its deletion.
+        self._pool.submit(self._put_now, key, payload).result()
+
     def _done(self, future: Future[None], n_bytes: int) -> None:
         self._window.release(n_bytes)
         error = None if future.cancelled() else future.exception()
@@ -224,7 +228,7 @@ class Commit:
         }
         payload = _dump(root)
         self._note("zarr.json", payload)
-        self._put_now("zarr.json", payload)
+        self._put_alone("zarr.json", payload)
         self._finished = True
         run(self.store.delete(MARKER))
 

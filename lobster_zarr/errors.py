@@ -13,7 +13,7 @@ built-in base that a caller would expect::
     ├── VerificationError(ValueError)        a store that differs from its source
     ├── UnsupportedError(NotImplementedError) an element that cannot be kept
     ├── ConflictError(FileExistsError)       the destination already holds something
-    ├── BudgetError(MemoryError)             a query or conversion that would exceed its budget
+    ├── BudgetError(ValueError)              a query or conversion that would exceed its budget
     └── StorageError(OSError)                the storage said no
         ├── AccessDeniedError(PermissionError)
         ├── CredentialsError
@@ -76,7 +76,7 @@ class ConflictError(LobsterZarrError, FileExistsError):
     """The destination already holds something."""
 
 
-class BudgetError(LobsterZarrError, MemoryError):
+class BudgetError(LobsterZarrError, ValueError):
     """The work would exceed the budget that it was given."""
 
 

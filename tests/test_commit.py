@@ -203,6 +203,7 @@ from lobster_zarr.cli import main
 from lobster_zarr.store import UriStore
 
 name, operation, wanted, *arguments = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 keys = []
 real = getattr(UriStore, operation)
 
@@ -234,7 +235,7 @@ def h5ad(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("moment", ["set 2", "set 40", "set zarr.json"])
+@pytest.mark.parametrize("moment", ["set 40", "set zarr.json"])
 def test_a_killed_conversion_does_not_open_and_is_replaced(tmp_path: Path, h5ad: Path, moment: str) -> None:
     path = tmp_path / "a.zarr"
     assert signalled("SIGKILL", moment, h5ad, path).returncode == -9
@@ -280,7 +281,7 @@ def test_killed_while_the_old_store_goes_nothing_opens(tmp_path: Path, h5ad: Pat
     assert value_of(path) == 2
 
 
-@pytest.mark.parametrize("moment", [f"set {MARKER}", "set 2", "set 40", "set zarr.json"])
+@pytest.mark.parametrize("moment", [f"set {MARKER}", "set 40", "set zarr.json"])
 def test_interrupted_nothing_is_left(tmp_path: Path, h5ad: Path, moment: str) -> None:
     path = tmp_path / "a.zarr"
     done = signalled("SIGINT", moment, h5ad, path)

@@ -22,7 +22,7 @@ TREE = {
     "VerificationError": ("LobsterZarrError", "ValueError"),
     "UnsupportedError": ("LobsterZarrError", "NotImplementedError"),
     "ConflictError": ("LobsterZarrError", "FileExistsError"),
-    "BudgetError": ("LobsterZarrError", "MemoryError"),
+    "BudgetError": ("LobsterZarrError", "ValueError"),
     "StorageError": ("LobsterZarrError", "OSError"),
     "AccessDeniedError": ("StorageError", "PermissionError"),
     "CredentialsError": ("StorageError",),
