@@ -5,6 +5,7 @@ The file appears under its name only when it is whole.
 
 from __future__ import annotations
 
+import io
 import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,8 +85,10 @@ def export(
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(part, "w") as file, Scratch() as scratch:
-            Export(data, file, scratch, compression, Progress(enabled=progress)).write()
+        with _Sink(part) as sink, Scratch() as scratch:
+            with h5py.File(sink, "w") as file:
+                Export(data, file, sink, scratch, compression, Progress(enabled=progress)).write()
+            sink.check()
         part.replace(path)
     except OSError as error:
         if isinstance(error, StorageError):
@@ -98,13 +101,56 @@ def export(
     return path
 
 
+class _Sink(io.FileIO):
+    """A file that remembers its first failure and takes everything after it as written.
+
+    libhdf5 crashes the process when it closes a file of which a write failed:
+    it never hears of one, and :meth:`check` tells the caller instead.
+    """
+
+    failure: OSError | None = None
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or keep the reason why not."""
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while self.failure is None and done < len(view):
+                done += super().write(view[done:]) or 0
+        except OSError as error:
+            self.failure = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Resize the file, or keep the reason why not."""
+        try:
+            return super().truncate(size) if self.failure is None else size or 0
+        except OSError as error:
+            self.failure = error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise the first failure."""
+        if self.failure is not None:
+            raise self.failure
+
+
 class Export:
     """One export under way."""
 
     def __init__(
-        self, data: Dataset, file: h5py.File, scratch: Scratch, compression: Compression, progress: Progress
+        self,
+        data: Dataset,
+        file: h5py.File,
+        sink: _Sink,
+        scratch: Scratch,
+        compression: Compression,
+        progress: Progress,
     ) -> None:
-        self.data, self.file, self.scratch, self.progress = data, file, scratch, progress
+        self.data, self.file, self.sink, self.scratch, self.progress = data, file, sink, scratch, progress
         self.options: dict[str, Any] = {} if compression == "none" else {"compression": compression}
         self.source_row: np.ndarray | None = None
 
@@ -117,6 +163,7 @@ class Export:
         self._frame("obs")
         self._frame("var")
         for path in self._elements():
+            self.sink.check()
             if data.reader.is_sparse(path) and follows_obs(path):
                 self._sparse(path)
             elif data.reader.is_matrix(path) and follows_obs(path):
@@ -174,6 +221,7 @@ class Export:
             for block in self._slices(path):
                 stop = at + len(block.values)
                 values[at:stop], indices[at:stop] = block.values, block.indices
+                self.sink.check()
                 lengths.append(block.lengths)
                 at = stop
                 advance(len(block.values))
@@ -230,4 +278,5 @@ class Export:
                     if path.startswith("obsp/"):
                         rows = rows[:, order]
                 target[at:stop] = rows
+                self.sink.check()
                 advance(rows.size)

@@ -148,7 +148,6 @@ except StorageError as error:
 """
 
 
-@pytest.mark.xfail(reason="libhdf5 crashes the process when a file that it could not write is closed")
 @pytest.mark.parametrize("sort_by", [[], ["donor"]], ids=["as-is", "sorted"])
 def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path: Path, sort_by: list[str]) -> None:
     adata = cells(400, 100, seed=2)
