@@ -239,7 +239,9 @@ def asked_bytes(job: Job, name: str, store: str) -> dict[str, float]:
         return sum(n for path, n in sizes.items() if path.startswith(start) and "_lobster_zarr_" not in path)
 
     def slices(matrix: Any) -> np.ndarray:
-        chunks, indptr = matrix["_lobster_zarr_chunk_sizes"][:].sum(axis=0), matrix["indptr"][:]
+        indptr, n_chunks = matrix["indptr"][:], -(-matrix["data"].shape[0] // matrix["data"].chunks[0])
+        sizes = matrix["_lobster_zarr_index"][len(indptr) - 1 : len(indptr) - 1 + 2 * n_chunks]
+        chunks = sizes.reshape(2, -1).sum(axis=0)
         edges = np.minimum(np.arange(len(chunks) + 1) * matrix["data"].chunks[0], indptr[-1])
         return np.diff(np.interp(indptr, edges, np.concatenate(([0], np.cumsum(chunks, dtype=np.int64)))))
 
@@ -278,7 +280,7 @@ def bars(found: dict[Run, Figures]) -> list[Figures]:
         ("scattered 5 %, unsorted: seconds / whole store", scattered["seconds"] / whole["seconds"], "<=", 1),
         ("T cells: requests", cells["n_requests"], "<=", 20),
         ("T cells: bytes / encoded", cells["n_bytes"] / cells["asked_bytes"], "<=", 1.15),
-        ("one gene: requests", gene["n_requests"], "<=", 6),
+        ("one gene: requests", max(found[q, OURS, "sorted"]["n_requests"] for q in QUESTIONS if "gene," in q), "<=", 6),
         ("one gene: bytes / encoded, names and column", gene["n_bytes"] / gene["asked_bytes"], "<=", 2),
         ("one gene: bytes of X / encoded column", in_x / gene["asked"]["X"], "<=", 2),
         ("count: requests", found["count T cells", OURS, "sorted"]["n_requests"], "<=", 3),
@@ -317,11 +319,11 @@ def table(title: str, found: dict[Run, Figures]) -> Table:
     return shown
 
 
-def measure_profile(job: Job, profile: str, truth: dict[str, Figures]) -> dict[Run, Figures]:
+def measure_profile(job: Job, profile: str, truth: dict[str, Figures], runs: list[Run]) -> dict[Run, Figures]:
     """Run everything on one line; set beside each the bytes asked for and the time that they must take."""
     (latency_seconds, bandwidth_bits), found = PROFILES[profile], {}
     with shaped_s3(job.data, latency_seconds, bandwidth_bits) as server:
-        for run in RUNS:
+        for run in runs:
             figures = measure(server, job, run)
             asked = asked_bytes(job, run[0], "unsorted" if run[2] == "unsorted" else "sorted")
             limit = sum(asked.values()) * 8 / bandwidth_bits + 3 * latency_seconds
@@ -338,6 +340,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path(__file__).with_name("_data"), metavar="DIR")
     parser.add_argument("--quick", action="store_true", help="10,000 cells instead of 100,000")
     parser.add_argument("--profile", choices=PROFILES, help="measure this one alone")
+    parser.add_argument("--own", action="store_true", help="this package alone, without the bars")
     parser.add_argument("--json", type=Path, metavar="OUT")
     args = parser.parse_args()
     job = Job(args.data.resolve(), 10_000 if args.quick else 100_000, 20_000)
@@ -345,9 +348,10 @@ def main() -> int:
     truth, console, report, wrong = truths(job), Console(), {}, False
     console.width = max(console.width, 120)  # piped output has no width of its own
     for profile in [args.profile] if args.profile else PROFILES:
-        found = measure_profile(job, profile, truth)
+        runs = [r for r in RUNS if r[1] == OURS or not args.own]
+        found = measure_profile(job, profile, truth, runs)
         console.print(table(f"{profile}; {job.n_obs:,} x {job.n_vars:,}; load {os.getloadavg()[0]:.1f}", found))
-        judged = bars(found) if profile == BARRED else []
+        judged = bars(found) if profile == BARRED and not args.own else []
         for b in judged:
             verdict = "pass" if b["passed"] else "FAIL"
             console.print(f"{verdict}  {b['bar']}: {b['measured']:,.2f} {b['sense']} {b['bound']}")

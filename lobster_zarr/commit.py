@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from base64 import b64encode
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 from zarr.core.buffer import default_buffer_prototype
 
 from lobster_zarr.errors import ConflictError, StorageError
-from lobster_zarr.layout import MARKER
+from lobster_zarr.layout import MARKER, NOTED_OBJECT, NOTED_OBJECTS
+from lobster_zarr.noted import ATTRIBUTE, OBJECT
 from lobster_zarr.store import display_uri, open_store, run
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ class Commit:
         self.replaced = ""
         self.n_objects = 0
         self.stored_bytes = 0
+        self._room_bytes = NOTED_OBJECTS
         self._nodes: dict[str, dict[str, Any]] = {}
         self._keys: list[str] = []
         self._window = _Window(IN_FLIGHT_BYTES)
@@ -166,6 +169,17 @@ class Commit:
     def array(self, node: ArrayNode) -> None:
         """Add an array to the metadata."""
         self._nodes[node.path] = node.to_json()
+
+    def note(self, path: str, entries: Mapping[str, Any]) -> None:
+        """Add to the note of an array, in its metadata."""
+        if entries:
+            self._nodes[path].setdefault("attributes", {}).setdefault(ATTRIBUTE, {}).update(entries)
+
+    def note_object(self, path: str, payload: bytes) -> None:
+        """Note the only object of an array, where it is small and there is room."""
+        if len(payload) <= min(NOTED_OBJECT, self._room_bytes):
+            self._room_bytes -= len(payload)
+            self.note(path, {OBJECT: b64encode(payload).decode()})
 
     def put(self, key: str, payload: bytes) -> None:
         """Upload an object in the background; waits while too many bytes are under way.

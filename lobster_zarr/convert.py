@@ -21,13 +21,17 @@ import psutil
 from lobster_zarr.commit import Commit
 from lobster_zarr.errors import FormatError, InvalidArgumentError, NotFoundError, UnsupportedError, did_you_mean
 from lobster_zarr.layout import (
-    ATTRIBUTE,
     CODEC_PROFILES,
+    DESCENTS,
     FORMAT_VERSION,
+    MAX_DESCENTS,
     SOURCE_ORDER,
+    VALUES_OF,
     CodecProfile,
+    column_chunk,
 )
 from lobster_zarr.matrices import MatrixConversion
+from lobster_zarr.noted import ATTRIBUTE
 from lobster_zarr.report import ConversionReport, Progress, parse_size, peak_memory_bytes
 from lobster_zarr.scratch import Scratch
 from lobster_zarr.source import Source, open_source
@@ -35,6 +39,7 @@ from lobster_zarr.stage import stage
 from lobster_zarr.store import display_uri, is_local, local_path
 from lobster_zarr.stream import Frame, SparseStream
 from lobster_zarr.write import write_array, write_staged
+from lobster_zarr.zones import measure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -304,6 +309,8 @@ class Conversion:
         if self.order is not None:
             path = f"obs/{SOURCE_ORDER}"
             self.sizes[path] = write_array(commit, path, self.order.astype(np.int64), profile=self.codec)
+            descents = np.flatnonzero(np.diff(self.order) < 0) + 1
+            commit.note(path, {DESCENTS: descents.tolist()} if len(descents) <= MAX_DESCENTS else {})
         ours = {
             "format_version": FORMAT_VERSION,
             "writer": f"lobster_zarr {version('lobster_zarr')}",
@@ -331,7 +338,11 @@ class Conversion:
         with self.progress.phase(path, len(columns), "columns") as advance:
             for name, read in columns.items():
                 values = read() if order is None else read().take(order)
-                self.sizes |= write_staged(commit, f"{path}/{name}", stage(values, f"{path}/{name}"), self.codec)
+                staged = stage(values, f"{path}/{name}")
+                self.sizes |= write_staged(commit, f"{path}/{name}", staged, self.codec)
+                if len(values) > (rows := column_chunk(len(values))):
+                    member = VALUES_OF.get(str(staged.attrs.get("encoding-type")), "")
+                    commit.note(f"{path}/{name}{member}", measure(values, rows))
                 advance(1)
 
 

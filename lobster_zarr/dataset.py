@@ -21,7 +21,8 @@ from lobster_zarr.errors import (
     did_you_mean,
 )
 from lobster_zarr.fetch import Fetcher, Stats
-from lobster_zarr.layout import ATTRIBUTE, FORMAT_VERSION
+from lobster_zarr.layout import FORMAT_VERSION
+from lobster_zarr.noted import ATTRIBUTE
 from lobster_zarr.projection import Names, Order, Projection
 from lobster_zarr.query import Selection
 from lobster_zarr.report import parse_size
@@ -64,7 +65,7 @@ def open(uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None 
     noted = tree.attributes("").get(ATTRIBUTE)
     stored = noted.get("stored_bytes") if isinstance(noted, Mapping) else None
     sizes = stored if isinstance(stored, dict) else None
-    fetcher = Fetcher(store, network=Network(), strict=is_ours(tree), stored_bytes=sizes)
+    fetcher = Fetcher(store, network=Network(), strict=is_ours(tree), stored_bytes=sizes, objects=tree.noted_objects())
     return Dataset(os.fspath(uri), fetcher, tree)
 
 
@@ -103,6 +104,11 @@ class Dataset:
             msg = f"{self.uri} is not an AnnData store: it has no obs and var, but {found}."
             raise FormatError(msg)
         self.reader = StoreReader(fetcher, tree)
+
+    def without_notes(self) -> Dataset:
+        """Return the same store as if nothing had been noted of its arrays, with stats of its own."""
+        bare = Fetcher(self.fetcher.store, network=self.fetcher.network, strict=self.fetcher.strict, noted=False)
+        return Dataset(self.uri, bare, self.tree.without_notes())
 
     @property
     def attributes(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from zarr.storage import MemoryStore
 from lobster_zarr.dense import read_array
 from lobster_zarr.errors import ChunkDecodeError, UnsupportedError
 from lobster_zarr.fetch import together
-from lobster_zarr.layout import COMPANION, SOURCE_ORDER
+from lobster_zarr.layout import COMPANION, DESCENTS, SOURCE_ORDER
 from lobster_zarr.plan import ArrayRead
 from lobster_zarr.sparse import SparseReader
 from lobster_zarr.table import TableReader
@@ -48,21 +48,25 @@ class Layout:
         What it would read of chunks.
     n_requests, n_bytes
         What that costs, as far as it is known.
+    exact
+        Whether it was priced by its chunks, not by the share of the rows.
     """
 
     reader: SparseReader
     reads: tuple[ArrayRead, ...]
     n_requests: int
     n_bytes: int
+    exact: bool = True
 
     @property
     def name(self) -> str:
         """How the values lie: by cell or by gene."""
         return "row-major" if self.reader.row_major else "gene-major"
 
-    def orient(self, rows: Runs | None, columns: Runs | None) -> tuple[Runs | None, Runs | None]:
-        """Return the runs along the major and the minor axis."""
-        return (rows, columns) if self.reader.row_major else (columns, rows)
+
+def orient(reader: SparseReader, rows: Runs | None, columns: Runs | None) -> tuple[Runs | None, Runs | None]:
+    """Return the runs along the major and the minor axis."""
+    return (rows, columns) if reader.row_major else (columns, rows)
 
 
 class StoreReader:
@@ -80,15 +84,33 @@ class StoreReader:
         self.fetcher, self.tree = fetcher, tree
         self.obs, self.var = TableReader(fetcher, tree, "obs"), TableReader(fetcher, tree, "var")
         self._sparse: dict[str, SparseReader] = {}
+        self._order: np.ndarray | None = None
 
     @property
     def is_sorted(self) -> bool:
         """Whether the rows are stored in another order than the source's."""
         return self.tree.is_array(f"obs/{SOURCE_ORDER}")
 
+    @property
+    def knows_order(self) -> bool:
+        """Whether :meth:`source_order` needs no request."""
+        return self._order is not None
+
     async def source_order(self, rows: Runs | None = None) -> np.ndarray:
         """Read the source position of each stored row: int64. Only of a sorted store."""
+        if self._order is not None:
+            return self._order if rows is None else self._order[rows.positions()]
         return await read_array(self.fetcher, self.tree.array(f"obs/{SOURCE_ORDER}"), rows)
+
+    def ascend(self, rows: Runs) -> bool:
+        """Whether rows are known, without a request, to be in source order as they are stored."""
+        descents = self.tree.array(f"obs/{SOURCE_ORDER}").note.entries.get(DESCENTS)
+        if not rows.total:
+            return True
+        if not isinstance(descents, list):
+            return False
+        first, last = np.searchsorted(descents, [rows.starts[0], rows.stops[-1] - 1], side="right")
+        return bool(first == last)
 
     def is_sparse(self, path: str) -> bool:
         """Whether a node is a compressed sparse matrix."""
@@ -129,8 +151,8 @@ class StoreReader:
         if not self.is_sparse(path):
             return await read_array(self.fetcher, self.dense(path), rows, columns)
         best = layout or (await self.layouts(path, rows, columns))[0]
-        reader, (majors, minors) = best.reader, best.orient(rows, columns)
-        parts = await reader.read_projected(majors, minors.positions()) if minors else await reader.read(majors)
+        reader, (majors, minors) = best.reader, orient(best.reader, rows, columns)
+        parts = await reader.read_projected(majors, minors) if minors else await reader.read(majors)
         n_major, n_minor = self._extent(reader, majors, minors)
         built = _build(parts, n_major, n_minor, row_major=reader.row_major)
         return built.asformat("csr" if self.sparse(path).row_major else "csc")
@@ -152,18 +174,46 @@ class StoreReader:
         list of Layout
             The cheapest first, by the network model; the stored order where equal.
         """
-        paths = [path]
+        main = self.sparse(path)
+        if columns is None or not self.is_sparse(f"{path}/{COMPANION}"):
+            return [await self._layout(main, rows, columns)]
+        companion = await self._layout(self.sparse(f"{path}/{COMPANION}"), rows, columns)
+        other = self._estimate(main, rows)
+        if other is None or self._seconds(other) < self._seconds(companion):
+            other = await self._layout(main, rows, columns)
+        return sorted((other, companion), key=self._seconds)
+
+    async def prefetch(self, path: str, rows: Runs | None, columns: Runs | None, *, ordered: bool) -> None:
+        """Read what :meth:`layouts` will need for rows and columns that are not known yet, None meaning all.
+
+        `ordered`: the source order of all rows, which lies beside a companion's offsets, is wanted too.
+        """
         if columns is not None and self.is_sparse(f"{path}/{COMPANION}"):
-            paths.append(f"{path}/{COMPANION}")
-        readers = [self.sparse(p) for p in paths]
-        await together(*(r.prepare() for r in readers))
-        found = []
-        for reader in readers:
-            reads = await reader.reads(rows if reader.row_major else columns)
-            n_requests, n_bytes = self.fetcher.price(reads)
-            found.append(Layout(reader, tuple(reads), n_requests, n_bytes))
-        network = self.fetcher.network
-        return sorted(found, key=lambda layout: network.seconds(layout.n_requests, layout.n_bytes))
+            companion = self.sparse(f"{path}/{COMPANION}")
+            await companion.prepare(rows, with_tail=ordered and rows is None and self._order is None)
+            self._order = self._order if companion.tail is None else companion.tail
+        elif orient(self.sparse(path), rows, columns)[0] is not None:
+            await self.sparse(path).prepare()
+
+    async def _layout(self, reader: SparseReader, rows: Runs | None, columns: Runs | None) -> Layout:
+        """Price one way to read, by what it reads."""
+        majors, minors = orient(reader, rows, columns)
+        if majors is not None:
+            await reader.prepare(minors)
+        reads = await reader.reads(majors, minors)
+        return Layout(reader, tuple(reads), *self.fetcher.price(reads))
+
+    def _estimate(self, reader: SparseReader, rows: Runs | None) -> Layout | None:
+        """Price a row-major matrix by the share of the rows, as long as its offsets are not known."""
+        arrays = (reader.values, reader.indices)
+        if reader.is_prepared or any(a.path not in self.fetcher.stored_bytes for a in arrays):
+            return None
+        share = 1.0 if rows is None else rows.total / max(reader.shape[0], 1)
+        n_bytes = int(share * sum(self.fetcher.stored_bytes[a.path] for a in arrays))
+        return Layout(reader, (), 2, n_bytes, exact=False)
+
+    def _seconds(self, layout: Layout) -> float:
+        return self.fetcher.network.seconds(layout.n_requests, layout.n_bytes)
 
     def whole_reads(self, path: str) -> list[ArrayRead]:
         """Return what :meth:`whole` reads."""

@@ -121,15 +121,28 @@ class Fetcher:
         package leave none out) or Zarr's fill value.
     stored_bytes
         Size of all objects of an array, by its path, where the writer noted it.
+    objects
+        Whole objects by key that are known already, and cost no request.
+    noted
+        Whether the sizes of chunks that an array notes are believed.
     """
 
     def __init__(
-        self, store: Store, *, network: Network, strict: bool, stored_bytes: Mapping[str, int] | None = None
+        self,
+        store: Store,
+        *,
+        network: Network,
+        strict: bool,
+        stored_bytes: Mapping[str, int] | None = None,
+        objects: Mapping[str, bytes] | None = None,
+        noted: bool = True,
     ) -> None:
+        self.noted = noted
         self.store = store
         self.network = network
         self.strict = strict
         self.stored_bytes = dict(stored_bytes or {})
+        self.objects = dict(objects or {})
         self.stats = Stats()
         self._indexes: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._index_bytes = 0
@@ -138,7 +151,9 @@ class Fetcher:
         self._bodies = asyncio.Semaphore(2 * network.concurrency)
 
     async def get(self, path: str, key: str, byte_range: ByteRequest | None = None) -> memoryview | None:
-        """Read one object or range, None where it does not exist. One request."""
+        """Read one object or range, None where it does not exist. One request, none where it is known already."""
+        if key in self.objects:
+            return _part(self.objects[key], byte_range)
         async with self._gate:
             buffer = await self.store.get(key, default_buffer_prototype(), byte_range)
         payload: np.ndarray = np.empty(0, np.uint8) if buffer is None else np.asarray(buffer.as_numpy_array())
@@ -169,6 +184,7 @@ class Fetcher:
         ChunkDecodeError
             A chunk is damaged, truncated or (in a strict store) missing.
         """
+        self._take_note(node)
         await self._load_indexes(node, index_needed(node, chunk_ids))
         plan = plan_chunks(node, chunk_ids, self._known(node), self.network)
         for chunk_id in plan.absent:
@@ -259,6 +275,7 @@ class Fetcher:
 
     def plan(self, read: ArrayRead) -> ChunkPlan:
         """Plan a read with what is known of the shard indexes: what :meth:`chunks` would send."""
+        self._take_note(read.node)
         return plan_chunks(read.node, read.chunk_ids, {} if read.as_objects else self._known(read.node), self.network)
 
     def price(self, reads: Iterable[ArrayRead]) -> tuple[int, int]:
@@ -266,6 +283,7 @@ class Fetcher:
         n_requests = n_bytes = 0
         for read in reads:
             node = read.node
+            self._take_note(node)
             shards = [s for s in index_needed(node, read.chunk_ids).tolist() if (node.path, s) not in self._indexes]
             if shards and not read.as_objects and node.path in self.stored_bytes:
                 n_requests += 2 * len(shards)
@@ -273,13 +291,18 @@ class Fetcher:
                 n_bytes += len(shards) * node.index_bytes + int(self.stored_bytes[node.path] * share)
                 continue
             plan = self.plan(read)
-            n_requests += len(plan.requests)
+            n_requests += len(self.sent(plan))
             n_bytes += self.expected_bytes(read, plan)[0]
         return n_requests, n_bytes
 
+    def sent(self, plan: ChunkPlan) -> list[Request]:
+        """Return the requests of a plan that go to the store."""
+        return [r for r in plan.requests if r.key not in self.objects]
+
     def expected_bytes(self, read: ArrayRead, plan: ChunkPlan) -> tuple[int, bool]:
         """Bytes that a plan will read, and whether that is exact."""
-        known = [r.n_bytes for r in plan.requests]
+        requests = self.sent(plan)
+        known = [r.n_bytes for r in requests]
         ranged = sum(n for n in known if n is not None)
         n_open = sum(n is None for n in known)
         if not n_open:
@@ -289,12 +312,14 @@ class Fetcher:
         if stored is not None:
             return ranged + stored * n_open // n_objects, n_open == n_objects
         chunk_bytes = math.prod(node.grid.chunk) * max(node.dtype.itemsize, 1)
-        chunks = sum(len(r.chunk_ids) for r in plan.requests if r.n_bytes is None)
+        chunks = sum(len(r.chunk_ids) for r in requests if r.n_bytes is None)
         return ranged + chunks * chunk_bytes // ASSUMED_RATIO, False
 
     async def prepare(self, reads: Iterable[ArrayRead]) -> None:
         """Read the shard indexes that plans for these reads need."""
         wanted = [(r.node, index_needed(r.node, r.chunk_ids)) for r in reads if not r.as_objects]
+        for node, _ in wanted:
+            self._take_note(node)
         await together(*(self._load_indexes(node, shards) for node, shards in wanted))
 
     def _known(self, node: ArrayNode) -> dict[int, np.ndarray]:
@@ -303,6 +328,11 @@ class Fetcher:
     async def _load_indexes(self, node: ArrayNode, shard_ids: np.ndarray) -> None:
         wanted = [int(s) for s in shard_ids if (node.path, int(s)) not in self._indexes]
         await together(*(self._load_index(node, shard) for shard in wanted))
+
+    async def index(self, node: ArrayNode, shard: int) -> np.ndarray:
+        """Return one shard's index: uint64, shape (n_slots, 2). At most one request."""
+        await self._load_indexes(node, np.asarray([shard]))
+        return self._indexes[node.path, shard]
 
     async def _load_index(self, node: ArrayNode, shard: int) -> None:
         byte_range: Any = SuffixByteRequest(node.index_bytes)
@@ -327,8 +357,13 @@ class Fetcher:
             _, old = self._indexes.popitem(last=False)
             self._index_bytes -= old.nbytes
 
+    def _take_note(self, node: ArrayNode) -> None:
+        """Derive the shard indexes of an array whose note has the sizes of its chunks."""
+        if self.noted and not self.knows(node) and node.chunk_sizes is not None:
+            self.remember_sizes((node,), node.chunk_sizes[None])
+
     def remember_sizes(self, nodes: tuple[ArrayNode, ...], sizes: np.ndarray) -> None:
-        """Derive shard indexes from a ``chunk_sizes`` array.
+        """Derive shard indexes from the sizes of all chunks.
 
         Parameters
         ----------
@@ -338,14 +373,26 @@ class Fetcher:
             Encoded bytes of each chunk; chunks lie one after another in a shard.
         """
         for node, row in zip(nodes, sizes.astype(np.uint64), strict=True):
-            per_shard = node.grid.chunks_per_shard[0]
-            for shard in range(node.grid.shards_per_axis[0]):
-                own = row[shard * per_shard : (shard + 1) * per_shard]
-                index = np.full((per_shard, 2), MISSING, np.uint64)
-                index[: len(own), 0] = np.cumsum(own) - own
-                index[: len(own), 1] = own
+            shard_ids, slots = node.grid.locate(np.arange(len(row)))
+            for shard in range(math.prod(node.grid.shards_per_axis)):
+                own = np.flatnonzero(shard_ids == shard) if len(node.shape) > 1 else _span(shard_ids, shard)
+                index = np.full((math.prod(node.grid.chunks_per_shard), 2), MISSING, np.uint64)
+                index[slots[own], 0] = np.cumsum(row[own]) - row[own]
+                index[slots[own], 1] = row[own]
                 self.remember(node, shard, index)
 
     def knows(self, node: ArrayNode) -> bool:
         """Whether the index of the array's first shard is known already."""
         return (node.path, 0) in self._indexes
+
+
+def _span(ascending: np.ndarray, value: int) -> slice:
+    return slice(*np.searchsorted(ascending, [value, value + 1]).tolist())
+
+
+def _part(payload: bytes, byte_range: ByteRequest | None) -> memoryview:
+    """Cut what a request would have brought out of a whole object."""
+    view = memoryview(payload)
+    if isinstance(byte_range, RangeByteRequest):
+        return view[byte_range.start : byte_range.end]
+    return view[-byte_range.suffix :] if isinstance(byte_range, SuffixByteRequest) else view

@@ -25,29 +25,35 @@ if TYPE_CHECKING:
     from zarr.dtype import ZDType
 
 FORMAT_VERSION = 1
-ATTRIBUTE = "lobster_zarr"
-"""Root attribute that holds all that this package adds to the metadata."""
+VALUES_OF = {"categorical": "/codes", "nullable-integer": "/values", "nullable-boolean": "/values"} | {
+    "nullable-string-array": "/values"
+}
+"""Member of a column's encoding that has its rows, and its zones in its note; of others the array itself."""
 SOURCE_ORDER = RESERVED_PREFIX + "source_order"
 """``obs/<SOURCE_ORDER>``: int64 (n_obs,), the source position of each stored row."""
-CHUNK_SIZES = RESERVED_PREFIX + "chunk_sizes"
-"""``X/<CHUNK_SIZES>``: uint32 (2, n_chunks), encoded bytes of each chunk of data and of indices."""
 COMPANION = "csc"
 """``X/csc``: the gene-major companion of a row-major sparse matrix."""
 MARKER = RESERVED_PREFIX + "incomplete.json"
 """Object at the root while a conversion is under way."""
 
 ROW_MAJOR_CHUNK = 8_192
-GENE_MAJOR_CHUNK = 4_096
 SPARSE_SHARD = 1 << 24
-COLUMN_CHUNK = 1 << 16
+COLUMN_CHUNK = 1 << 13
+COLUMN_CHUNKS = 256
+"""A longer column has larger chunks instead of more of them, so that its note stays small."""
 COLUMN_SHARD = 1 << 22
-WHOLE_COLUMN = 1 << 17
-"""A column of at most this many rows is one chunk: one request, no index."""
 DENSE_CHUNK_ROWS = 256
 DENSE_CHUNK = 1 << 16
 DENSE_SHARD = 1 << 24
-CHUNK_SIZES_MIN = 256
-"""A matrix of fewer chunks has no chunk_sizes: its shard index is as small."""
+NOTED_CHUNKS = 512
+"""A sharded array of at most this many chunks has their sizes in its note; a matrix of more has an INDEX."""
+DESCENTS = "descents"
+"""Entry of the note of SOURCE_ORDER: the stored rows whose source position is less than that of the row before."""
+MAX_DESCENTS = 1_000
+NOTED_OBJECT = 2 << 10
+"""An object of at most this many bytes is in the note of its array too, and costs no request."""
+NOTED_OBJECTS = 64 << 10
+"""The noted objects of a store together: every open reads them."""
 
 CodecProfile = Literal["small", "fast", "compatible"]
 CODEC_PROFILES: tuple[str, ...] = get_args(CodecProfile)
@@ -140,6 +146,20 @@ def follows_obs(path: str) -> bool:
     return path in {"X", "raw/X"} or path.startswith(("layers/", "obsm/", "obsp/"))
 
 
+def gene_major_chunk(nnz: int) -> int:
+    """Values in a chunk of a companion.
+
+    One gene costs the sizes of all chunks (about 2.4 bytes each) and the rest of
+    a chunk at either end: the square root balances the two.
+    """
+    return 1 << min(max(round(math.log2(max(nnz, 1) / 3) / 2), 12), 16)
+
+
+def column_chunk(n_rows: int) -> int:
+    """Rows in a chunk of a column."""
+    return max(COLUMN_CHUNK, 1 << (cdiv(n_rows, COLUMN_CHUNKS) - 1).bit_length())
+
+
 def sparse_grid(nnz: int, chunk: int) -> Grid:
     """Grid of a sparse matrix's ``data`` or ``indices``: small chunks, large shards."""
     return _sharded_vector(nnz, chunk, SPARSE_SHARD)
@@ -154,9 +174,8 @@ def dense_grid(shape: tuple[int, ...]) -> Grid:
     if not shape:
         return Grid((), (), ())
     if len(shape) == 1:
-        n = shape[0]
-        whole = n <= WHOLE_COLUMN
-        return _sharded_vector(n, max(n, 1) if whole else COLUMN_CHUNK, COLUMN_SHARD)
+        length = column_chunk(shape[0])
+        return _sharded_vector(shape[0], length, max(COLUMN_SHARD, length))
     n_rows, width = shape[0], max(math.prod(shape[1:]), 1)
     if n_rows * width <= DENSE_CHUNK:
         whole_shape = tuple(max(n, 1) for n in shape)

@@ -15,10 +15,10 @@ import numpy as np
 
 from lobster_zarr.layout import (
     COMPANION,
-    GENE_MAJOR_CHUNK,
     ROW_MAJOR_CHUNK,
     CodecProfile,
     dense_grid,
+    gene_major_chunk,
     new_array,
 )
 from lobster_zarr.scratch import Exchange, Scratch, Slices, ahead, balanced_bounds
@@ -133,12 +133,12 @@ class MatrixConversion:
                 advance(len(block.values))
         sizes = rows.close()
         if transposition is not None:
-            genes = new_writer(f"{path}/{COMPANION}", row_major=False, chunk=GENE_MAJOR_CHUNK)
+            genes = new_writer(f"{path}/{COMPANION}", row_major=False, chunk=gene_major_chunk(stream.nnz))
             with self.progress.phase(f"{path}/{COMPANION}", stream.nnz) as advance:
                 for block in transposition.take():
                     genes.append(block.lengths, block.indices, block.values)
                     advance(len(block.values))
-            sizes |= genes.close()
+            sizes |= genes.close(tail=self.order)
         return sizes
 
     def _sparse_rows(self, path: str, stream: SparseStream, index_dtype: np.dtype[Any]) -> Iterator[Slices]:

@@ -28,6 +28,7 @@ from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
 
 from lobster_zarr.errors import ChunkDecodeError, FormatError, UnsupportedError
 from lobster_zarr.grid import Grid
+from lobster_zarr.noted import ATTRIBUTE, CHUNK_SIZES, Note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,6 +37,14 @@ if TYPE_CHECKING:
 
 RESERVED_PREFIX = "_lobster_zarr_"
 """Nodes with this prefix are ours; AnnData's readers do not look at them."""
+INDEX = RESERVED_PREFIX + "index"
+"""``X/<INDEX>``: uint32, the lengths of the major slices, then the encoded bytes of each chunk of data
+and of each chunk of indices: all that a plan needs, in one object. Of the companion of a sorted matrix
+then ``SOURCE_ORDER``: the order of a gene's cells."""
+FIRST = RESERVED_PREFIX + "first"
+"""``X/csc/<FIRST>``: the first value of each chunk of indices."""
+OFFSETS = (INDEX, FIRST)
+"""What repeats, for the planner, what the other arrays of a sparse group hold."""
 MAX_CHUNK_BYTES = 2 << 30
 """A chunk that claims to decode to more is refused before anything is allocated."""
 
@@ -64,8 +73,18 @@ class ArrayNode:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The array's user attributes."""
-        return dict(self.metadata.attributes)
+        """The array's user attributes, our note left out."""
+        return {k: v for k, v in self.metadata.attributes.items() if k != ATTRIBUTE}
+
+    @cached_property
+    def note(self) -> Note:
+        """What this package noted of the array."""
+        return Note.of(self.path, self.metadata.attributes)
+
+    @cached_property
+    def chunk_sizes(self) -> np.ndarray | None:
+        """Encoded bytes of each chunk, uint32 (n_chunks,), where they are noted."""
+        return self.note.array(CHUNK_SIZES, "u4", (self.grid.n_chunks,)) if self.sharding else None
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -301,8 +320,9 @@ class Tree:
         return [n for n in self._children.get(path, []) if not n.startswith(RESERVED_PREFIX)]
 
     def attributes(self, path: str) -> dict[str, Any]:
-        """User attributes of a node."""
-        return dict(self.nodes[path].get("attributes") or {})
+        """User attributes of a node; of an array without our note."""
+        attributes = self.nodes[path].get("attributes") or {}
+        return {k: v for k, v in attributes.items() if k != ATTRIBUTE or not path}
 
     def encoding(self, path: str) -> str:
         """AnnData's ``encoding-type`` of a node, or an empty string."""
@@ -332,7 +352,20 @@ class Tree:
             msg = f"the metadata of array {path!r} is not valid: {error}. The store is damaged, or of a later Zarr."
             raise FormatError(msg) from error
 
+    def noted_objects(self) -> dict[str, bytes]:
+        """Return the small objects that the metadata holds, by key."""
+        arrays = (
+            self.array(p) for p in self.nodes if p and self.is_array(p) and ATTRIBUTE in self.nodes[p]["attributes"]
+        )
+        found = ((node, node.note.object()) for node in arrays)
+        return {node.key(0): payload for node, payload in found if payload is not None}
+
+    def without_notes(self) -> Tree:
+        """Return the tree as if this package had noted nothing of its arrays."""
+        nodes = {p: {**n, "attributes": self.attributes(p)} for p, n in self.nodes.items()}
+        return Tree({p: n for p, n in nodes.items() if p.rpartition("/")[2] not in OFFSETS}, self.zarr_format)
+
     def arrays_below(self, path: str) -> list[str]:
         """Return the paths of a node's arrays, itself included."""
-        prefix = f"{path}/"
+        prefix = f"{path}/" if path else ""
         return [p for p in self.nodes if (p == path or p.startswith(prefix)) and self.is_array(p)]

@@ -56,10 +56,13 @@ class Axis:
         In storage order; None for the whole axis.
     take : ndarray of int64 or None
         Reorders what was read in storage order to the order of the result.
+    pending
+        Whether `take` is not known yet: the source order of the runs is to be read.
     """
 
     runs: Runs | None
     take: np.ndarray | None
+    pending: bool = False
 
     @classmethod
     def of(cls, stored: np.ndarray) -> Axis:
@@ -107,3 +110,8 @@ class Part:
     rows: Axis | None = None
     columns: Axis | None = None
     whole: bool = False
+
+    def arrange(self, value: Any, rows: Axis, final: Axis) -> Any:
+        """Bring a value that was read along pending `rows` to their final order."""
+        value = final.arrange(value) if self.rows is rows else value
+        return value[:, final.take] if self.columns is rows and final.take is not None else value

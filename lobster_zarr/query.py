@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anndata as ad
 import numpy as np
@@ -23,11 +23,13 @@ from lobster_zarr.errors import BudgetError, FormatError, did_you_mean
 from lobster_zarr.explain import ArrayPlan, QueryPlan
 from lobster_zarr.fetch import Fetcher, Stats, observed, together
 from lobster_zarr.grid import Runs
+from lobster_zarr.layout import SOURCE_ORDER
 from lobster_zarr.plan import ArrayRead
 from lobster_zarr.projection import Axis, Names, Order, Part, Projection
 from lobster_zarr.report import human_bytes
 from lobster_zarr.selection import positions, runs
 from lobster_zarr.store import run
+from lobster_zarr.table import Known
 
 if TYPE_CHECKING:
     import os
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from lobster_zarr.table import TableReader
 
 
+_ALL = Axis(None, None)
 MAX_HINTED_VALUES = 2_000
 """A column of more values, such as names, is not searched for near ones: that would take seconds."""
 
@@ -59,7 +62,7 @@ class Selection:
     notes: tuple[str, ...] = ()
     """Which clause of a predicate left no row, with values that are near, once it was resolved."""
     _resolved: tuple[Axis, Axis] | None = field(default=None, repr=False)
-    _known: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    _known: dict[str, Known] = field(default_factory=dict, repr=False)
     _ways: dict[str, list[Layout]] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
@@ -133,38 +136,57 @@ class Selection:
 
     async def _obs(self) -> pd.DataFrame:
         rows = await self._resolve(self.reader.obs, self.obs, ordered=True)
-        frame = await self.reader.obs.frame(self.projection.obs_columns, rows.runs, self._known.get("obs"))
-        return rows.arrange(frame)
+        frame, final = await together(
+            self.reader.obs.frame(self.projection.obs_columns, rows.runs, self._known.get("obs")),
+            self._settled(rows),
+        )
+        return final.arrange(frame)
+
+    async def _settled(self, rows: Axis) -> Axis:
+        """Read the source order of the rows, where it is not known yet: no other read waits for it."""
+        if not rows.pending:
+            return rows
+        order = await self.reader.source_order(rows.runs)
+        return Axis(rows.runs, np.argsort(order) if np.any(np.diff(order) < 0) else None)
+
+    async def _names(self, table: TableReader) -> pd.Index:
+        """Read all names, and keep them for the result."""
+        known = self._known.setdefault(table.path, Known())
+        if table.index_column not in known.columns:
+            known.columns[table.index_column] = await table.column(table.index_column)
+        return table.as_index(known.columns[table.index_column])
 
     async def _axes(self) -> tuple[Axis, Axis]:
         """Resolve both axes, once."""
         if self._resolved is None:
-            rows, columns = await together(
+            axes = (
                 self._resolve(self.reader.obs, self.obs, ordered=True),
                 self._resolve(self.reader.var, self.var, ordered=True),
             )
+            (rows, columns), _ = await together(*cast("Any", (together(*axes), self._prefetch())))
             self._resolved = rows, columns
         return self._resolved
+
+    async def _prefetch(self) -> None:
+        """Read what the plan of any rows needs, while the columns of the predicate are on their way."""
+        rows, columns = (None if s is None else Axis(Runs.whole(0), None) for s in (self.obs, self.var))
+        parts = [p for p in self._parts(rows or _ALL, columns or _ALL) if not p.whole]
+        matrices = [p for p in parts if self.reader.is_sparse(p.path)]
+        ordered = self.order == "source" and self.reader.is_sorted
+        await together(
+            *(self.reader.prefetch(p.path, _runs(p.rows), _runs(p.columns), ordered=ordered) for p in matrices)
+        )
 
     async def _resolve(self, table: TableReader, selector: Any, *, ordered: bool) -> Axis:
         """Bring a selector to positions in storage order."""
         sorted_rows = table.path == "obs" and self.reader.is_sorted
         to_source = sorted_rows and self.order == "source"
         if selector is None:
-            if not (ordered and to_source):
-                return Axis(None, None)
-            stored_at = await self.reader.source_order(None)
-            return Axis(None, np.argsort(stored_at))
+            return Axis(None, None, pending=ordered and to_source)
         if isinstance(selector, str | Mapping | pl.Expr) and not _is_name(selector, table):
-            stored = np.flatnonzero(await self._mask(table, selector))
-            axis = Axis(Runs(*runs(stored)), None)
-            if ordered and to_source and len(stored):
-                # Rows of one group keep their source order: mostly there is nothing to reorder.
-                source_rows = await self.reader.source_order(axis.runs)
-                if np.any(np.diff(source_rows) < 0):
-                    axis = Axis(axis.runs, np.argsort(source_rows))
-            return axis
-        names = await table.index() if _names_needed(selector) else None
+            found = Runs(*runs(await self._matching(table, selector)))
+            return Axis(found, None, pending=ordered and to_source and not self.reader.ascend(found))
+        names = await self._names(table) if _names_needed(selector) else None
         if sorted_rows and names is not None:
             names = names[np.argsort(await self.reader.source_order(None))]
         source = positions(selector, names, table.n_rows, axis=table.path)
@@ -176,21 +198,31 @@ class Selection:
         stored = place[source]
         return Axis.of(stored if self.order == "source" else np.sort(stored))
 
-    async def _mask(self, table: TableReader, selector: Any) -> np.ndarray:
+    async def _matching(self, table: TableReader, selector: Any) -> np.ndarray:
+        """Stored positions of the rows that satisfy a predicate."""
         kinds = {name: table.kind(name) for name in table.columns}
         index = "_index" if "index" in kinds else "index"
         parsed = predicates.parse(selector, kinds, index=index, axis=table.path)
         stored = [c if c in kinds else table.index_column for c in parsed.columns]
-        known = self._known.setdefault(table.path, {})
-        missing = [c for c in dict.fromkeys(stored) if c not in known]
-        known.update(zip(missing, await together(*(table.column(c) for c in missing)), strict=True))
-        values = [known[c] for c in stored]
-        series = [predicates.to_polars(c, v) for c, v in zip(parsed.columns, values, strict=True)]
-        frame = pl.DataFrame(series) if series else pl.DataFrame({"_": np.zeros(table.n_rows, bool)})
-        mask = predicates.evaluate(parsed, frame)
-        if table.n_rows and not mask.any():
-            self.notes = tuple(_why_empty(parsed, frame))
-        return mask
+        rows = table.candidates(parsed.expression, dict(zip(parsed.columns, stored, strict=True)))
+        known = self._known.setdefault(table.path, Known(rows))
+        frame = await self._columns(table, parsed, stored, known)
+        found = np.flatnonzero(predicates.evaluate(parsed, frame))
+        if table.n_rows and not len(found):
+            # What the other rows hold says why.
+            whole = frame if known.rows is None else await self._columns(table, parsed, stored, Known())
+            self.notes = tuple(_why_empty(parsed, whole))
+        return found if known.rows is None else known.rows.positions()[found]
+
+    async def _columns(
+        self, table: TableReader, parsed: predicates.Predicate, stored: list[str], known: Known
+    ) -> pl.DataFrame:
+        """Read the columns of a predicate that are not known, and make its table."""
+        missing = [c for c in dict.fromkeys(stored) if c not in known.columns]
+        read = await together(*(table.column(c, known.rows) for c in missing))
+        known.columns.update(zip(missing, read, strict=True))
+        series = [predicates.to_polars(c, known.columns[s]) for c, s in zip(parsed.columns, stored, strict=True)]
+        return pl.DataFrame(series) if series else pl.DataFrame({"_": np.zeros(table.n_rows, bool)})
 
     def _parts(self, rows: Axis, columns: Axis) -> list[Part]:
         """Everything that is read but obs and var."""
@@ -230,14 +262,17 @@ class Selection:
             self._check_budget(await self._explain())
         rows, columns = await self._axes()
         data, want, parts = self.reader, self.projection, self._parts(*await self._axes())
-        obs, var, *values = await together(
+        obs, var, final, *values = await together(
             data.obs.frame(want.obs_columns, rows.runs, self._known.get("obs")),
             data.var.frame(want.var_columns, columns.runs, self._known.get("var")),
+            self._settled(rows),
             *(self._read_part(part) for part in parts),
         )
+        if rows.pending:
+            values = [part.arrange(value, rows, final) for part, value in zip(parts, values, strict=True)]
         results = dict(zip((p.path for p in parts), values, strict=True))
         try:
-            return await asyncio.to_thread(self._assemble, rows.arrange(obs), columns.arrange(var), results)
+            return await asyncio.to_thread(self._assemble, final.arrange(obs), columns.arrange(var), results)
         except ValueError as error:
             # AnnData refuses elements whose lengths do not fit each other.
             msg = f"the elements of {self.uri} do not fit together: {error} Convert it again from a sound source."
@@ -249,8 +284,10 @@ class Selection:
         data, want = self.reader, self.projection
         reads: list[ArrayRead] = []
         for table, chosen, axis in ((data.obs, want.obs_columns, rows), (data.var, want.var_columns, columns)):
-            known = self._known.get(table.path, {})
+            known = self._known.get(table.path, Known()).columns
             reads += table.reads([c for c in table.frame_columns(chosen) if c not in known], axis.runs)
+        if rows.pending and not data.knows_order:
+            reads.append(ArrayRead(data.tree.array(f"obs/{SOURCE_ORDER}"), rows.runs))
         for part in self._parts(rows, columns):
             if part.whole:
                 reads += data.whole_reads(part.path)
@@ -336,7 +373,7 @@ def _array_plan(fetcher: Fetcher, read: ArrayRead) -> ArrayPlan:
     n_bytes, exact = fetcher.expected_bytes(read, plan)
     node = read.node
     return ArrayPlan(
-        node.path, len(plan.requests), n_bytes, exact, read.chunk_ids, node.grid.n_chunks, read.result_bytes
+        node.path, len(fetcher.sent(plan)), n_bytes, exact, read.chunk_ids, node.grid.n_chunks, read.result_bytes
     )
 
 

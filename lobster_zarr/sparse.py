@@ -7,6 +7,7 @@ the two it reads, nor what the matrix means.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +18,8 @@ import numpy as np
 from lobster_zarr.dense import read_array
 from lobster_zarr.errors import FormatError
 from lobster_zarr.fetch import together
-from lobster_zarr.grid import Runs, chunks_of_runs
-from lobster_zarr.layout import CHUNK_SIZES
+from lobster_zarr.grid import Runs, chunks_of_runs, expand_runs
+from lobster_zarr.node import FIRST, INDEX
 from lobster_zarr.plan import ArrayRead
 
 if TYPE_CHECKING:
@@ -80,9 +81,19 @@ class SparseReader:
                 "the store is damaged."
             )
             raise FormatError(msg)
-        sizes = f"{path}/{CHUNK_SIZES}"
-        self._sizes_node: ArrayNode | None = tree.array(sizes) if tree.is_array(sizes) else None
+        self._index_node, self._first_node = (
+            tree.array(p) if tree.is_array(p) else None for p in (f"{path}/{INDEX}", f"{path}/{FIRST}")
+        )
         self._indptr: np.ndarray | None = None
+        self._first: np.ndarray | None = None
+        self.tail: np.ndarray | None = None
+        """What follows the sizes in ``INDEX``, int64, once it was asked for: the source order of a sorted store."""
+        self._lock = asyncio.Lock()
+
+    @property
+    def n_major(self) -> int:
+        """Length of the major axis."""
+        return self.shape[0] if self.row_major else self.shape[1]
 
     @property
     def n_minor(self) -> int:
@@ -94,28 +105,68 @@ class SparseReader:
         """The number of stored values."""
         return self.values.shape[0]
 
-    async def indptr(self) -> np.ndarray:
-        """Read ``indptr``, once. Returns int64, shape (n_major + 1,)."""
-        if self._indptr is None:
-            indptr = (await read_array(self.fetcher, self._indptr_node)).astype(np.int64)
-            n_major = self.shape[0] if self.row_major else self.shape[1]
-            if len(indptr) != n_major + 1 or indptr[0] != 0 or indptr[-1] != self.nnz or np.any(np.diff(indptr) < 0):
-                msg = (
-                    f"'{self.path}/indptr' is damaged: expected {n_major + 1:,} ascending offsets "
-                    f"from 0 to {self.nnz:,}."
-                )
-                raise FormatError(msg)
-            self._indptr = indptr
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the offsets of the major slices are known, without a request."""
+        return self._indptr is not None
+
+    async def indptr(self, *, with_tail: bool = False) -> np.ndarray:
+        """Read ``indptr``, and where the chunks lie, once. Returns int64, shape (n_major + 1,)."""
+        async with self._lock:
+            if self._indptr is None:
+                found = await read_array(self.fetcher, self._offsets_node, self._offsets(with_tail=with_tail))
+                indptr = found.astype(np.int64) if self._index_node is None else self._take_index(found)
+                bounded = len(indptr) == self.n_major + 1 and indptr[0] == 0 and indptr[-1] == self.nnz
+                if not bounded or np.any(np.diff(indptr) < 0):
+                    msg = (
+                        f"{self._offsets_node.path!r} is damaged: expected {self.n_major + 1:,} ascending offsets "
+                        f"from 0 to {self.nnz:,}."
+                    )
+                    raise FormatError(msg)
+                self._indptr = indptr
         return self._indptr
 
-    async def prepare(self) -> None:
-        """Read what any plan over this matrix needs: indptr and where the chunks lie."""
-        await together(self.indptr(), self._load_sizes())
+    @property
+    def _offsets_node(self) -> ArrayNode:
+        return self._indptr_node if self._index_node is None else self._index_node
 
-    async def _load_sizes(self) -> None:
-        if self._sizes_node is not None and not self.fetcher.knows(self.values):
-            sizes = await read_array(self.fetcher, self._sizes_node)
-            self.fetcher.remember_sizes((self.values, self.indices), sizes)
+    def _take_index(self, index: np.ndarray) -> np.ndarray:
+        """Take the offsets, and the sizes of all chunks, from an ``INDEX`` array."""
+        n_chunks, end = self.values.grid.n_chunks, self._index_end
+        if self.indices.grid.n_chunks != n_chunks or len(index) not in (end, end + self.n_minor):
+            msg = f"'{self.path}/{INDEX}' has {len(index):,} values, expected {end:,}; the store is damaged."
+            raise FormatError(msg)
+        lengths, sizes = index[: self.n_major], index[self.n_major : end]
+        self.tail = index[end:].astype(np.int64) if len(index) > end else None
+        if not self.fetcher.knows(self.values):
+            self.fetcher.remember_sizes((self.values, self.indices), sizes.reshape(2, n_chunks))
+        return _cumulated(lengths)
+
+    @property
+    def _index_end(self) -> int:
+        return self.n_major + 2 * self.values.grid.n_chunks
+
+    def _offsets(self, *, with_tail: bool = False) -> Runs | None:
+        """Which part of the offsets' array is read."""
+        has_tail = self._index_node is not None and self._index_node.shape[0] > self._index_end
+        return Runs(np.asarray([0]), np.asarray([self._index_end])) if has_tail and not with_tail else None
+
+    async def prepare(self, minor: Runs | None = None, *, with_tail: bool = False) -> None:
+        """Read what a plan over some major slices needs, and for some minor positions of them.
+
+        Parameters
+        ----------
+        minor
+            The minor positions that will be wanted; None for all.
+        with_tail
+            Read :attr:`tail` as well, where it is there.
+        """
+        wanted = [self.indptr(with_tail=with_tail)]
+        if minor is not None and self._first_node is not None and self._first is None:
+            wanted.append(read_array(self.fetcher, self._first_node))
+        first = await together(*wanted)
+        if len(first) > 1:
+            self._first = first[1].astype(np.int64)
 
     async def read(self, major: Runs | None = None) -> Compressed:
         """Read whole major slices. O(their chunks); memory: the result.
@@ -125,11 +176,15 @@ class SparseReader:
         major
             Runs of major positions; None for all.
         """
-        spans, indptr = await self._spans(major)
-        values, indices = await together(
-            read_array(self.fetcher, self.values, spans), read_array(self.fetcher, self.indices, spans)
+        spans = Runs.whole(self.nnz) if major is None else (await self._spans(major, None))[0]
+        values, indices, indptr = await together(
+            read_array(self.fetcher, self.values, spans),
+            read_array(self.fetcher, self.indices, spans),
+            self.indptr(),
         )
         self._check_range(indices)
+        if major is not None:
+            _, indptr = await self._spans(major, None)
         return Compressed(values, indices, indptr)
 
     def _check_range(self, indices: np.ndarray) -> None:
@@ -138,7 +193,7 @@ class SparseReader:
             msg = f"'{self.path}/indices' holds positions outside [0, {self.n_minor:,}); the store is damaged."
             raise FormatError(msg)
 
-    async def read_projected(self, major: Runs | None, minor: np.ndarray) -> Compressed:
+    async def read_projected(self, major: Runs | None, minor: Runs) -> Compressed:
         """Read major slices and keep some minor positions of each.
 
         Memory is bounded by the result and the chunks under way: each chunk
@@ -148,14 +203,14 @@ class SparseReader:
         ----------
         major
             Runs of major positions; None for all.
-        minor : ndarray of int64
-            Ascending, unique minor positions to keep; indices of the result
-            count among them.
+        minor
+            Minor positions to keep; indices of the result count among them.
         """
-        spans, indptr = await self._spans(major)
+        await self.prepare(minor)
+        spans, indptr = await self._spans(major, minor)
         signed = np.int32 if self.indices.dtype.itemsize < 4 else np.dtype(f"i{self.indices.dtype.itemsize}")
         lookup = np.full(self.n_minor, -1, signed)
-        lookup[minor] = np.arange(len(minor))
+        lookup[minor.positions()] = np.arange(minor.total)
         chunk = self.values.grid.chunk[0]
         if self.indices.grid.chunk[0] != chunk:
             return _project(await self.read(major), lookup)
@@ -183,27 +238,61 @@ class SparseReader:
         at, kept, values = (np.concatenate(part) for part in zip(*ordered, strict=True))
         return Compressed(values, kept, np.searchsorted(at, indptr).astype(np.int64))
 
-    async def reads(self, major: Runs | None) -> list[ArrayRead]:
-        """Return what reading major slices reads, once :meth:`prepare` has run."""
-        spans, _ = await self._spans(major)
-        return [ArrayRead(self.values, spans), ArrayRead(self.indices, spans)]
+    async def reads(self, major: Runs | None, minor: Runs | None = None) -> list[ArrayRead]:
+        """Return what reading major slices reads: chunks and, where it is not prepared and all are wanted, offsets."""
+        if major is None and not self.is_prepared:
+            spans, extra = Runs.whole(self.nnz), [ArrayRead(self._offsets_node, self._offsets())]
+        else:
+            spans, extra = (await self._spans(major, minor))[0], []
+        return [ArrayRead(self.values, spans), ArrayRead(self.indices, spans), *extra]
 
-    async def _spans(self, major: Runs | None) -> tuple[Runs, np.ndarray]:
+    async def _spans(self, major: Runs | None, minor: Runs | None) -> tuple[Runs, np.ndarray]:
         """Value spans of the wanted major slices, merged, and the result's indptr."""
-        await self.prepare()
         indptr = await self.indptr()
-        if major is None:
+        if major is None and (minor is None or self._first is None):
             return Runs.whole(self.nnz), indptr
-        starts, stops = indptr[major.starts], indptr[major.stops]
-        keep = stops > starts
-        starts, stops = starts[keep], stops[keep]
-        if len(starts):
-            joins = np.flatnonzero(starts[1:] != stops[:-1]) + 1
-            starts, stops = starts[np.r_[0, joins]], stops[np.r_[joins - 1, len(stops) - 1]]
+        if minor is not None and self._first is not None:
+            return self._narrowed(indptr, major or Runs.whole(self.n_major), minor, self._first)
+        assert major is not None  # noqa: S101 - one of the three holds
         positions = major.positions()
-        result = np.zeros(len(positions) + 1, np.int64)
-        np.cumsum(indptr[positions + 1] - indptr[positions], out=result[1:])
-        return Runs(starts, stops), result
+        return _merged(indptr[major.starts], indptr[major.stops]), _cumulated(indptr[positions + 1] - indptr[positions])
+
+    def _narrowed(self, indptr: np.ndarray, major: Runs, minor: Runs, first: np.ndarray) -> tuple[Runs, np.ndarray]:
+        """As :meth:`_spans`, without the chunks that lie, by the first minor position of each, between the wanted ones.
+
+        Positions ascend within a major slice: a chunk holds those from its own
+        first to that of the next chunk of the same slice.
+        """
+        chunk, positions = self.values.grid.chunk[0], major.positions()
+        if not minor.total:
+            return _merged(positions[:0], positions[:0]), np.zeros(len(positions) + 1, np.int64)
+        starts, stops = indptr[positions], indptr[positions + 1]
+        n_pieces = np.where(stops > starts, (stops - 1) // chunk - starts // chunk + 1, 0)
+        of = np.repeat(np.arange(len(positions)), n_pieces)
+        chunk_ids = expand_runs(starts // chunk, starts // chunk + n_pieces)
+        begins = chunk_ids * chunk >= starts[of]
+        continues = (chunk_ids + 1) * chunk < stops[of]
+        low = np.where(begins, first[chunk_ids], 0)
+        high = np.where(continues, first[np.minimum(chunk_ids + 1, len(first) - 1)] + 1, self.n_minor)
+        run = np.minimum(np.searchsorted(minor.stops, low, side="right"), len(minor.stops) - 1)
+        wanted = (minor.stops[run] > low) & (minor.starts[run] < high)
+        starts, stops = np.maximum(chunk_ids * chunk, starts[of]), np.minimum((chunk_ids + 1) * chunk, stops[of])
+        lengths = np.bincount(of[wanted], (stops - starts)[wanted], len(positions)).astype(np.int64)
+        return _merged(starts[wanted], stops[wanted]), _cumulated(lengths)
+
+
+def _merged(starts: np.ndarray, stops: np.ndarray) -> Runs:
+    """Runs from ascending spans: empty ones go, adjoining ones become one."""
+    keep = stops > starts
+    starts, stops = starts[keep], stops[keep]
+    if len(starts):
+        joins = np.flatnonzero(starts[1:] != stops[:-1]) + 1
+        starts, stops = starts[np.r_[0, joins]], stops[np.r_[joins - 1, len(stops) - 1]]
+    return Runs(starts, stops)
+
+
+def _cumulated(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 class _Pairs:

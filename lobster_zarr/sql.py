@@ -100,15 +100,17 @@ def scan(table: TableReader) -> pl.LazyFrame:
     ) -> Iterator[pl.DataFrame]:
         del batch_size
         wanted = list(schema) if with_columns is None else with_columns
-        at = np.arange(table.n_rows)
         known: dict[str, pl.Series] = {}
+        near, at = None, np.arange(table.n_rows)
         if predicate is not None:
-            needed = predicate.meta.root_names()
-            known = {s.name: s for s in run(columns(needed, None))}
+            needed = list(dict.fromkeys(predicate.meta.root_names()))
+            near = table.candidates(predicate, {name: stored[name] for name in needed}, as_text=True)
+            known = {s.name: s for s in run(columns(needed, near))}
             mask = pl.DataFrame(list(known.values())).select(predicate.alias("")).to_series()
             at = np.flatnonzero(mask.fill_null(value=False).to_numpy())
         at = at if n_rows is None else at[:n_rows]
-        rows = None if len(at) == table.n_rows else Runs(*runs(at))
+        positions = at if near is None else near.positions()[at]
+        rows = None if len(positions) == table.n_rows else Runs(*runs(positions))
         rest = [name for name in wanted if name not in known]
         read = {s.name: s for s in run(columns(rest, rows))}
         read |= {name: known[name][at] for name in wanted if name in known}

@@ -7,6 +7,7 @@ Must not know predicates or matrices.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,19 +17,50 @@ import polars as pl
 from lobster_zarr.dense import read_array
 from lobster_zarr.errors import FormatError, NotFoundError, UnsupportedError, did_you_mean
 from lobster_zarr.fetch import together
+from lobster_zarr.grid import Runs, cdiv
+from lobster_zarr.layout import VALUES_OF
 from lobster_zarr.plan import ArrayRead
+from lobster_zarr.predicate import to_polars
+from lobster_zarr.selection import runs
+from lobster_zarr.zones import Zones, candidates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from lobster_zarr.fetch import Fetcher
-    from lobster_zarr.grid import Runs
-    from lobster_zarr.node import Tree
+    from lobster_zarr.node import ArrayNode, Tree
 
 type Column = Any
 """A numpy array, a Categorical or another pandas extension array."""
 
 KINDS = {"string-array": "string", "nullable-string-array": "string", "nullable-boolean": "boolean"}
+
+
+@dataclass(eq=False)
+class Known:
+    """Columns that a predicate has read already.
+
+    Parameters
+    ----------
+    rows
+        Of which rows; None for all.
+    columns
+        By stored name.
+    """
+
+    rows: Runs | None = None
+    columns: dict[str, Column] = field(default_factory=dict)
+
+    def take(self, name: str, rows: Runs | None) -> Column:
+        """Return some rows of a column; they are among those that were read."""
+        values = self.columns[name]
+        if rows is None:
+            return values
+        at = rows.positions()
+        if self.rows is not None:
+            run = self.rows.stops.searchsorted(at, side="right")
+            at = at - self.rows.stops[run] + self.rows.ends[run]
+        return values[at]
 
 
 class TableReader:
@@ -97,11 +129,65 @@ class TableReader:
         msg = f"column {path!r} is listed but not stored; the store is damaged."
         raise FormatError(msg)
 
+    def candidates(self, expression: pl.Expr, stored: Mapping[str, str], *, as_text: bool = False) -> Runs | None:
+        """Return the rows among which are all that satisfy a condition, by the zones of its columns; no request.
+
+        Parameters
+        ----------
+        expression
+            The condition.
+        stored
+            Name in the condition to column of the table.
+        as_text
+            Whether text categories are plain text in the condition, also ordered ones.
+
+        Returns
+        -------
+        Runs or None
+            None for all rows.
+        """
+        nodes = {name: self._node(column) for name, column in stored.items()}
+        rows = min((node.grid.chunk[0] for node in nodes.values() if node.note.entries), default=self.n_rows)
+        known = {
+            name: self._zones(stored[name], node, as_text=as_text)
+            for name, node in nodes.items()
+            if node.note.entries and node.grid.chunk[0] == rows
+        }
+        zones = {name: found for name, found in known.items() if found is not None}
+        if not zones:
+            return None
+        chunks = np.flatnonzero(candidates(expression, zones, cdiv(self.n_rows, rows)))
+        starts, stops = runs(chunks)
+        whole = len(chunks) * rows >= self.n_rows
+        return None if whole else Runs(starts * rows, np.minimum(stops * rows, self.n_rows))
+
+    def _node(self, name: str) -> ArrayNode:
+        """Return the array of a column that has its rows, and its zones in its note."""
+        path = f"{self.path}/{name}"
+        return self.tree.array(f"{path}{VALUES_OF.get(self.tree.encoding(path), '')}")
+
+    def _zones(self, name: str, node: ArrayNode, *, as_text: bool) -> Zones | None:
+        """Return what is noted of a column's chunks, where its categories need no request either."""
+        if self.tree.encoding(f"{self.path}/{name}") != "categorical":
+            kind = pl.Boolean() if self.kind(name) == "boolean" else self.polars_dtype(name)
+            return Zones.of(
+                node.note, node.grid.n_chunks, pl.Series([False, True, None] if kind == pl.Boolean else [], dtype=kind)
+            )
+        array = self.tree.array(f"{self.path}/{name}/categories")
+        known = self.fetcher.objects.get(array.key(0))
+        if known is None:
+            return None
+        categories = pd.Index(array.decode(memoryview(known), 0)[: array.shape[0]])
+        ordered = bool(self.tree.attributes(f"{self.path}/{name}").get("ordered")) and not as_text
+        domain = pd.Categorical.from_codes([*range(len(categories)), -1], categories, ordered=ordered)
+        return Zones.of(node.note, node.grid.n_chunks, to_polars(name, domain))
+
     async def index(self, rows: Runs | None = None) -> pd.Index:
         """Read the names, obs_names or var_names."""
-        return self._as_index(await self.column(self.index_column, rows))
+        return self.as_index(await self.column(self.index_column, rows))
 
-    def _as_index(self, values: Column) -> pd.Index:
+    def as_index(self, values: Column) -> pd.Index:
+        """Make names of the values of the index column."""
         name = None if self.index_column == "_index" else self.index_column
         if not len(values) and self.n_rows and getattr(values.dtype, "kind", "") in "OTU":
             # No row is left from which pandas would infer what the whole index is.
@@ -159,7 +245,7 @@ class TableReader:
         self,
         columns: Sequence[str] | None = None,
         rows: Runs | None = None,
-        known: Mapping[str, Column] | None = None,
+        known: Known | None = None,
     ) -> pd.DataFrame:
         """Read columns and names as a DataFrame, in storage order.
 
@@ -170,14 +256,14 @@ class TableReader:
         rows
             Runs of rows; None for all.
         known
-            Columns that were read whole already.
+            Columns that were read already.
         """
         names = list(self.columns if columns is None else columns)
-        stored, known = self.frame_columns(columns), known or {}
-        missing = [n for n in stored if n not in known]
+        stored, known = self.frame_columns(columns), known or Known()
+        missing = [n for n in stored if n not in known.columns]
         read = dict(zip(missing, await together(*(self.column(n, rows) for n in missing)), strict=True))
-        read |= {n: known[n] if rows is None else known[n][rows.positions()] for n in stored if n in known}
-        index = self._as_index(read[self.index_column])
+        read |= {n: known.take(n, rows) for n in stored if n in known.columns}
+        index = self.as_index(read[self.index_column])
         lengths = {n: len(read[n]) for n in names if len(read[n]) != len(index)}
         if lengths:
             msg = f"{self.path} has {len(index):,} names but columns of other lengths: {lengths}; the store is damaged."

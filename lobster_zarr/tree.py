@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from zarr.core.buffer import default_buffer_prototype
 
 from lobster_zarr.errors import FormatError, NotFoundError
-from lobster_zarr.layout import ATTRIBUTE, MARKER
+from lobster_zarr.layout import MARKER
 from lobster_zarr.node import Tree
+from lobster_zarr.noted import ATTRIBUTE
 from lobster_zarr.store import display_uri, explain_missing
 
 if TYPE_CHECKING:

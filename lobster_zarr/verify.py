@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 import zarr
 
+from lobster_zarr.audit import differences
 from lobster_zarr.dataset import Dataset
 from lobster_zarr.dataset import open as open_dataset
 from lobster_zarr.dense import read_array
 from lobster_zarr.errors import VerificationError
 from lobster_zarr.grid import Runs
 from lobster_zarr.layout import COMPANION, SOURCE_ORDER, follows_obs
+from lobster_zarr.node import FIRST
 from lobster_zarr.report import Progress
 from lobster_zarr.scratch import Slices, balanced_bounds
 from lobster_zarr.source import Source, open_source
@@ -101,9 +103,11 @@ def verify(
         A chunk is damaged or missing.
     """
     started = time.perf_counter()
-    data = uri if isinstance(uri, Dataset) else open_dataset(uri, storage_options)
+    noted = uri if isinstance(uri, Dataset) else open_dataset(uri, storage_options)
+    data = noted.without_notes()
     check = Verification(data, Progress(enabled=progress))
     check.store()
+    check.notes(noted)
     if against is not None:
         with open_source(against, storage_options, memory_limit_bytes=1 << 62) as source:
             check.source(source)
@@ -121,6 +125,8 @@ class Verification:
     read: set[str] = field(default_factory=set)
     compared: list[str] = field(default_factory=list)
     prints: dict[str, np.ndarray] = field(default_factory=dict)
+    first: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    """The first position of each chunk of a matrix by gene."""
 
     def store(self) -> None:
         """Check the store alone."""
@@ -132,6 +138,19 @@ class Verification:
             if path and tree.is_array(path) and path not in self.read:
                 self._array(tree.array(path))
         self._tables()
+
+    def notes(self, noted: Dataset) -> None:
+        """Check what the store, as it is, notes of itself."""
+        for path in noted.tree.arrays_below(""):
+            if path not in self.read:
+                self._array(noted.tree.array(path))
+            parent, _, name = path.rpartition("/")
+            if name == FIRST:
+                stored = run(read_array(self.data.fetcher, noted.tree.array(path)))
+                if not np.array_equal(stored, np.concatenate(self.first[parent])):
+                    self._fail(f"{path!r} differs from the chunks that it describes; convert again.")
+        for wrong in differences(noted, self.data):
+            self._fail(f"{wrong} differs from what the store holds; convert again.")
 
     def _fail(self, message: str) -> None:
         msg = f"{self.data.uri}: {message}"
@@ -175,6 +194,9 @@ class Verification:
                     self._fail(
                         f"'{path}/indices' holds positions outside [0, {n_minor:,}) in slices {start:,} to {stop:,}."
                     )
+                if not reader.row_major:
+                    chunk = reader.indices.grid.chunk[0]
+                    self.first.setdefault(path, []).append(part.indices[-int(indptr[start]) % chunk :: chunk])
                 _add_prints(
                     prints, start, Slices(np.diff(part.indptr), part.indices, part.values), row_major=reader.row_major
                 )

@@ -17,13 +17,14 @@ import zarr
 
 from lobster_zarr.fetch import decode_pool
 from lobster_zarr.layout import (
-    CHUNK_SIZES,
-    CHUNK_SIZES_MIN,
+    NOTED_CHUNKS,
     CodecProfile,
     dense_grid,
     new_array,
     sparse_grid,
 )
+from lobster_zarr.node import FIRST, INDEX
+from lobster_zarr.noted import CHUNK_SIZES, pack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,6 +84,8 @@ class ArrayWriter:
             self._cut(self._tail_rows)
         while self._pending:
             self._collect()
+        if self.node.sharding is not None and self.node.grid.n_chunks <= NOTED_CHUNKS:
+            self.commit.note(self.node.path, {CHUNK_SIZES: pack(np.asarray(self.chunk_sizes, np.uint32))})
 
     def _cut(self, n_rows: int) -> None:
         block = self._tail[0] if len(self._tail) == 1 else np.concatenate(self._tail)
@@ -122,6 +125,8 @@ class ArrayWriter:
 
     def _put(self, shard_id: int, payload: bytes) -> None:
         self.stored_bytes += len(payload)
+        if math.prod(self.node.grid.shards_per_axis) == 1:
+            self.commit.note_object(self.node.path, payload)
         self.commit.put(self.node.key(shard_id), payload)
 
 
@@ -201,15 +206,19 @@ class SparseWriter:
         commit.group(path, {"encoding-type": encoding, "encoding-version": "0.1.0", "shape": list(shape)})
         self._values, self._indices = writer("data", dtype), writer("indices", index_dtype)
         self._lengths: list[np.ndarray] = []
+        self._chunk, self._done, self._first = chunk, 0, [] if row_major else [np.empty(0, np.uint32)]
 
     def append(self, lengths: np.ndarray, indices: np.ndarray, values: np.ndarray) -> None:
         """Add the next major slices: their lengths, and their indices and values one after another."""
         self._lengths.append(lengths.astype(np.int64))
+        if self._first:
+            self._first.append(indices[-self._done % self._chunk :: self._chunk].astype(np.uint32))
+        self._done += len(indices)
         self._indices.append(indices.astype(self.index_dtype, copy=False))
         self._values.append(values)
 
-    def close(self) -> dict[str, int]:
-        """Write what is left. Returns the encoded bytes by array path."""
+    def close(self, tail: np.ndarray | None = None) -> dict[str, int]:
+        """Write what is left, and `tail` at the end of ``INDEX``. Returns the encoded bytes by array path."""
         self._values.close()
         self._indices.close()
         lengths = np.concatenate(self._lengths) if self._lengths else np.empty(0, np.int64)
@@ -228,10 +237,14 @@ class SparseWriter:
                 attributes=attributes,
             ),
         }
-        if len(self._values.chunk_sizes) >= CHUNK_SIZES_MIN:
-            table = np.asarray([self._values.chunk_sizes, self._indices.chunk_sizes], np.uint32)
-            path = f"{self.path}/{CHUNK_SIZES}"
-            sizes[path] = write_array(self.commit, path, table, profile=self.profile)
+        if len(self._values.chunk_sizes) > NOTED_CHUNKS:
+            parts = [lengths, self._values.chunk_sizes, self._indices.chunk_sizes, *([] if tail is None else [tail])]
+            ours = {INDEX: np.concatenate(parts).astype(np.uint32)}
+            if self._first:
+                ours[FIRST] = np.concatenate(self._first)
+            for name, values in ours.items():
+                path = f"{self.path}/{name}"
+                sizes[path] = write_array(self.commit, path, values, profile=self.profile)
         return sizes
 
 

@@ -25,7 +25,7 @@ VAGUE = {"utils", "util", "helpers", "common", "core", "manager", "misc"}
 RINGS: dict[int, set[str]] = {
     0: {"errors"},
     1: {"selection", "grid", "byterange"},  # pure arithmetic
-    2: {"node", "layout", "predicate", "_clause", "_python", "_sql", "_source"},  # pure model
+    2: {"noted", "zones", "node", "layout", "predicate", "_clause", "_python", "_sql", "_source"},  # pure model
     3: {"plan"},  # pure planning
     4: {"location", "refusal", "loop", "rawfile", "store", "tree", "cache", "fetch"},  # talks to a network
     5: {"table", "sparse", "dense", "element"},  # one AnnData element each
@@ -41,6 +41,7 @@ RINGS: dict[int, set[str]] = {
         "lazy",
         "export",
         "verify",
+        "audit",
     }  # what a caller holds
     | {
         "convert",

@@ -209,9 +209,17 @@ def test_a_matrix_is_stored_in_tiles_of_bounded_size(n_rows, width):
 
 
 def test_a_short_column_is_one_chunk():
-    grid = dense_grid((50_000,))
+    grid = dense_grid((8_000,))
     assert grid.n_chunks == 1
-    assert grid.shard == grid.chunk == (50_000,)
+    assert grid.shard == grid.chunk == (8_000,)
+
+
+def test_a_long_column_has_few_chunks_in_few_objects():
+    for n in (8_193, 100_000, 3_000_000, 10_000_000, 1_000_000_000):
+        grid = dense_grid((n,))
+        assert 2 <= grid.n_chunks <= 256
+        assert grid.chunk[0] >= 8_192
+        assert grid.shard[0] % grid.chunk[0] == 0
 
 
 def test_a_new_array_says_of_itself_what_it_was_told():

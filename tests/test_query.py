@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from layouts import tiny_chunks
 from scipy import sparse
 
 import lobster_zarr as lz
@@ -30,7 +31,8 @@ def cells(n_obs: int = 60, n_vars: int = 20) -> ad.AnnData:
 
 
 def test_a_selection_reads_a_column_once() -> None:
-    lz.convert(cells(), "memory://query-once", progress=False)
+    with tiny_chunks():
+        lz.convert(cells(), "memory://query-once", progress=False)
     selection = lz.open("memory://query-once").query("a > 3")
     selection.count()
     selection.to_pandas()

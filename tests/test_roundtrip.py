@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -17,6 +19,7 @@ import pytest
 import strategies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layouts import tiny_chunks
 from oracle import assert_equal, reordered, sliced, stored
 from scipy import sparse
 
@@ -126,6 +129,8 @@ def test_csc_becomes_csr_with_its_explicit_zeros(fresh: Callable[[str], Path], c
 
 # ---------------------------------------------------------------- order
 
+LAYOUTS = [nullcontext, *(partial(tiny_chunks, chunk=c, noted_chunks=n) for c in (2, 8) for n in (1, 512))]
+
 
 def _groups(obs: pd.DataFrame, column: str) -> np.ndarray:
     return np.asarray(pd.factorize(obs[column])[0])
@@ -168,7 +173,9 @@ def test_sorted_storage(fresh: Callable[[str], Path], drawn: st.DataObject, adat
 @given(drawn=st.data(), adata=strategies.anndatas(), gene_major=st.booleans())
 def test_a_query_is_what_anndata_slices(drawn: st.DataObject, adata: ad.AnnData, gene_major: bool) -> None:
     uri = memory_uri()
-    convert(adata, uri, gene_major=gene_major, sort_by=drawn.draw(strategies.sort_keys(adata.obs), "sort_by"))
+    sort_by = drawn.draw(strategies.sort_keys(adata.obs), "sort_by")
+    with drawn.draw(st.sampled_from(LAYOUTS), "layout")():
+        convert(adata, uri, gene_major=gene_major, sort_by=sort_by)
     whole = stored(adata)
     for _ in range(3):
         rows = drawn.draw(strategies.selections(adata.obs_names), "rows")
@@ -230,7 +237,9 @@ def test_export_gives_the_source_back(fresh: Callable[[str], Path], drawn: st.Da
 @given(drawn=st.data(), adata=strategies.anndatas(min_obs=1), gene_major=st.booleans())
 def test_verify_passes_on_what_convert_wrote(drawn: st.DataObject, adata: ad.AnnData, gene_major: bool) -> None:
     uri = memory_uri()
-    convert(adata, uri, gene_major=gene_major, sort_by=drawn.draw(strategies.sort_keys(adata.obs), "sort_by"))
+    sort_by = drawn.draw(strategies.sort_keys(adata.obs), "sort_by")
+    with drawn.draw(st.sampled_from(LAYOUTS), "layout")():
+        convert(adata, uri, gene_major=gene_major, sort_by=sort_by)
     lz.verify(uri)
     lz.verify(uri, against=adata)
 
@@ -288,7 +297,8 @@ def test_damage_is_an_error_and_never_a_value(
     fresh: Callable[[str], Path], drawn: st.DataObject, adata: ad.AnnData, codec: str, kind: str
 ) -> None:
     path = fresh(".zarr")
-    convert(adata, path, codec=codec, gene_major=True)
+    with drawn.draw(st.sampled_from(LAYOUTS), "layout")():
+        convert(adata, path, codec=codec, gene_major=True)
     chunks = sorted(p for p in path.rglob("*") if p.is_file() and p.name != "zarr.json" and p.stat().st_size)
     chunk = drawn.draw(st.sampled_from(chunks), "chunk")
     _damage(chunk, kind, drawn.draw(st.floats(0, 1, exclude_max=True), "at"))

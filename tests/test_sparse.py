@@ -11,8 +11,9 @@ from scipy import sparse
 
 from lobster_zarr.errors import FormatError
 from lobster_zarr.grid import Grid, Runs
-from lobster_zarr.layout import CHUNK_SIZES, new_array
+from lobster_zarr.layout import new_array
 from lobster_zarr.loop import run
+from lobster_zarr.node import INDEX
 from lobster_zarr.sparse import SparseReader
 from tests.recording import (
     EAGER,
@@ -110,8 +111,9 @@ def test_any_slices_and_projection_are_those_of_scipy(drawn, data, network):
     assert whole.values.dtype == matrix.dtype
     assert whole.indices.dtype == matrix.indices.dtype
 
-    positions = np.flatnonzero(np.ones(n_minor, bool) if minor is None else minor)
-    part = run(reader.read_projected(as_runs(major), positions))
+    chosen = np.ones(n_minor, bool) if minor is None else minor
+    positions = np.flatnonzero(chosen)
+    part = run(reader.read_projected(as_runs(major), as_runs(chosen)))
     projected = built(part, n_taken, len(positions), matrix.format)
     assert same(entries(projected), expected_entries(matrix, major, minor))
     assert part.values.dtype == matrix.dtype
@@ -123,7 +125,7 @@ def test_what_comes_back_is_a_matrix_that_scipy_can_work_with(matrix, data):
     store = RecordingStore()
     write_sparse(store, matrix)
     rows, columns = (data.draw(masks(n)) for n in matrix.shape)
-    parts = run(reader_of(store).read_projected(as_runs(rows), np.flatnonzero(columns)))
+    parts = run(reader_of(store).read_projected(as_runs(rows), as_runs(columns)))
     result = built(parts, int(rows.sum()), int(columns.sum()), "csr")
     result.check_format(full_check=True)
     assert np.array_equal(result.toarray(), matrix.toarray()[rows][:, columns], equal_nan=True)
@@ -155,7 +157,7 @@ def test_indptr_is_read_once_and_chunks_that_are_not_touched_never():
     run(reader.read(as_runs(rows)))
     assert any(k.startswith("X/indptr") for k in store.keys)
     store.forget()
-    run(reader.read_projected(as_runs(rows), np.arange(5)))
+    run(reader.read_projected(as_runs(rows), Runs.whole(5)))
     span = matrix.indptr[3] // 10, (matrix.indptr[5] - 1) // 10 + 1
     expected = 0
     for name in ("data", "indices"):
@@ -175,7 +177,8 @@ def own_matrix(store, matrix, *, chunk=4, per_shard=3):
         node = new_array(f"X/{name}", values.shape, values.dtype, grid=grid)
         write_own(store, node, values)
         sizes.append([len(node.encode(values[grid.chunk_slices(i)])) for i in range(grid.n_chunks)])
-    for name, values in (("indptr", matrix.indptr.astype("int64")), (CHUNK_SIZES, np.array(sizes, "uint32"))):
+    index = np.concatenate([np.diff(matrix.indptr), *sizes]).astype("uint32")
+    for name, values in (("indptr", matrix.indptr.astype("int64")), (INDEX, index)):
         grid = Grid(values.shape, values.shape, values.shape)
         write_own(store, new_array(f"X/{name}", values.shape, values.dtype, grid=grid), values)
     write_nodes(store, {"X/zarr.json": {"zarr_format": 3, "node_type": "group", "attributes": attributes}})
@@ -199,7 +202,8 @@ def test_noted_sizes_spare_every_index():
     ]  # fmt: skip
     of_matrix = [c for c in store.calls if c.key.startswith(("X/data", "X/indices"))]
     assert sum(c.n_bytes for c in of_matrix) == sizes[:, touched].sum()
-    assert len([c for c in store.calls if CHUNK_SIZES in c.key]) == 1
+    assert len([c for c in store.calls if INDEX in c.key]) == 1
+    assert not any(k.startswith("X/indptr") for k in store.keys)
 
 
 def test_an_empty_matrix_needs_its_indptr_alone():
@@ -207,7 +211,7 @@ def test_an_empty_matrix_needs_its_indptr_alone():
     write_sparse(store, sparse.csr_matrix((4, 3)))
     reader = reader_of(store)
     store.forget()
-    for parts in (run(reader.read()), run(reader.read_projected(None, np.array([1])))):
+    for parts in (run(reader.read()), run(reader.read_projected(None, Runs(np.array([1]), np.array([2]))))):
         assert parts.indptr.tolist() == [0] * 5
         assert len(parts.values) == len(parts.indices) == 0
     assert {k.split("/")[1] for k in store.keys} <= {"indptr"}
@@ -265,7 +269,7 @@ def test_an_indptr_that_cannot_be_is_damage(indptr):
     matrix.indptr = np.array(indptr, "int32")
     write_sparse(store, matrix)
     rows = np.array([False, True, False, False])
-    for read in (lambda r: r.read(), lambda r: r.read(as_runs(rows)), lambda r: r.read_projected(None, np.arange(2))):
+    for read in (lambda r: r.read(), lambda r: r.read(as_runs(rows)), lambda r: r.read_projected(None, Runs.whole(2))):
         with pytest.raises(FormatError):
             run(read(reader_of(store)))
 
@@ -286,7 +290,7 @@ def test_indices_beyond_the_matrix_are_damage_and_never_another_gene(wrong):
     matrix.indices[4] = wrong
     write_sparse(store, matrix)
     with pytest.raises(FormatError):
-        run(reader_of(store).read_projected(None, np.arange(3)))
+        run(reader_of(store).read_projected(None, Runs.whole(3)))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +307,7 @@ def test_indices_of_any_integer_type(dtype):
     reader = reader_of(store)
     whole = run(reader.read())
     assert whole.indices.tolist() == MATRIX.indices.tolist()
-    part = run(reader.read_projected(None, np.array([0, 2])))
+    part = run(reader.read_projected(None, Runs(np.array([0, 2]), np.array([1, 3]))))
     minor = np.array([True, False, True])
     assert same(entries(built(part, 4, 2, "csr")), expected_entries(MATRIX, None, minor))
 
@@ -314,7 +318,7 @@ def test_keys_of_the_three_arrays_are_all_that_is_asked_for():
     write_sparse(store, matrix, path="layers/a/csc", chunks=(7, 7), shards=2)
     reader = reader_of(store, path="layers/a/csc")
     store.forget()
-    parts = run(reader.read_projected(None, np.array([0, 19])))
+    parts = run(reader.read_projected(None, Runs(np.array([0, 19]), np.array([1, 20]))))
     assert same(entries(built(parts, 9, 2, "csc")), entries(matrix[[0, 19]].tocsc()))
     tree = tree_of(store)
     every = [k for name in ("data", "indices", "indptr") for k in keys_of(tree.array(f"layers/a/csc/{name}"))]

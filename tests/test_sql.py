@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from layouts import tiny_chunks
 from polars.testing import assert_frame_equal
 from scipy import sparse
 
@@ -41,7 +42,8 @@ SITES = pd.DataFrame({"donor": ["d1", "d2", "d3"], "site": ["A", "A", "B"]})
 def data(request: pytest.FixtureRequest) -> Dataset:
     adata = ad.AnnData(sparse.csr_matrix(RNG.poisson(0.5, (N_OBS, 20)).astype("float32")), obs=OBS, var=VAR)
     uri = f"memory://sql-{next(_numbers)}"
-    lz.convert(adata, uri, sort_by=request.param, progress=False)
+    with tiny_chunks():
+        lz.convert(adata, uri, sort_by=request.param, progress=False)
     return lz.open(uri)
 
 

@@ -11,9 +11,10 @@ import zarr
 from zarr.storage import LocalStore
 
 from lobster_zarr.errors import FormatError, NotFoundError
-from lobster_zarr.layout import ATTRIBUTE, MARKER
+from lobster_zarr.layout import MARKER
 from lobster_zarr.loop import run
 from lobster_zarr.node import Tree
+from lobster_zarr.noted import ATTRIBUTE
 from lobster_zarr.store import open_store
 from lobster_zarr.tree import is_ours, read_tree
 from tests.recording import GROUP, RecordingStore, tree_of, write_nodes
