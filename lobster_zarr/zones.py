@@ -8,8 +8,10 @@ memory and expressions. Must not know where either comes from.
 from __future__ import annotations
 
 import operator
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -101,7 +103,8 @@ def _outward(value: Any, side: float) -> np.float32:
         return np.float32(np.nan)
     with np.errstate(over="ignore"):
         rounded = np.float32(value)
-        beyond = rounded > value if side < 0 else rounded < value
+        # As Python compares: numpy would round `value` first.
+        beyond = float(rounded) > value if side < 0 else float(rounded) < value
         return np.nextafter(rounded, np.float32(side)) if beyond else rounded
 
 
@@ -153,12 +156,10 @@ class Zones:
             return None
         samples = self._samples(constants)
         true = evaluate(clause, pl.Series(name, [*samples, None], dtype=self.domain.dtype).to_frame())
-        held = np.asarray(samples.filter(pl.Series(true[:-1])).to_list() or [], object)
-        low, high = self.bounds
-        with_value = [
-            bool(len(held)) and bool(np.any((held >= a) & (held <= b))) if _is_value(a) else False
-            for a, b in zip(low.tolist(), high.tolist(), strict=True)
-        ]
+        held = sorted(samples.filter(pl.Series(true[:-1])).to_list())
+        # Not by numpy, which takes the zero bytes at the end of a text for padding.
+        bounds = zip(*(b.tolist() for b in self.bounds), strict=True)
+        with_value = [_is_value(a) and (at := bisect_left(held, a)) < len(held) and held[at] <= b for a, b in bounds]
         return np.asarray(with_value, np.bool_) | (self.nulls & bool(true[-1]))
 
     def _samples(self, constants: list[Any]) -> pl.Series:
@@ -273,7 +274,8 @@ def _constants(expression: pl.Expr) -> list[Any] | None:
     if expression.meta.is_literal():
         values = pl.select(expression).to_series()
         values = values.explode() if isinstance(values.dtype, pl.List | pl.Array) else values
-        return values.to_list()
+        given = [float(v) if isinstance(v, Decimal) else v for v in values.to_list()]
+        return given if all(isinstance(v, bool | int | float | str | None) for v in given) else None
     operands = expression.meta.pop()[::-1]
     if len(operands) == 2 and _is_whole(operands[1]):  # one of some integers, and an integer
         return _constants(operands[0].meta.pop()[0])
