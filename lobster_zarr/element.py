@@ -183,17 +183,34 @@ class StoreReader:
             other = await self._layout(main, rows, columns)
         return sorted((other, companion), key=self._seconds)
 
-    async def prefetch(self, path: str, rows: Runs | None, columns: Runs | None, *, ordered: bool) -> None:
+    async def prefetch(
+        self, path: str, rows: Runs | None, columns: Runs | None, *, few_columns: bool, ordered: bool
+    ) -> None:
         """Read what :meth:`layouts` will need for rows and columns that are not known yet, None meaning all.
 
-        `ordered`: the source order of all rows, which lies beside a companion's offsets, is wanted too.
+        Parameters
+        ----------
+        path
+            Of a sparse matrix.
+        rows, columns
+            None for all, anything else for some.
+        few_columns
+            Whether a companion, where there is one, will be the cheaper way.
+        ordered
+            Whether the source order of the rows, which lies beside a companion's offsets, is wanted too.
         """
-        if columns is not None and self.is_sparse(f"{path}/{COMPANION}"):
-            companion = self.sparse(f"{path}/{COMPANION}")
-            await companion.prepare(rows, with_tail=ordered and rows is None and self._order is None)
-            self._order = self._order if companion.tail is None else companion.tail
-        elif orient(self.sparse(path), rows, columns)[0] is not None:
-            await self.sparse(path).prepare()
+        main, companion = self.sparse(path), f"{path}/{COMPANION}"
+        by_gene = columns is not None and self.is_sparse(companion)
+        wanted = [self._prefetch_companion(companion, rows, ordered=ordered)] if by_gene else []
+        if orient(main, rows, columns)[0] is not None and not (by_gene and few_columns):
+            wanted.append(main.prepare())
+        await together(*wanted)
+
+    async def _prefetch_companion(self, path: str, rows: Runs | None, *, ordered: bool) -> None:
+        companion = self.sparse(path)
+        await companion.prepare(rows, with_tail=ordered and rows is None and not self.knows_order)
+        if companion.tail is not None:
+            self._order = companion.tail
 
     async def _layout(self, reader: SparseReader, rows: Runs | None, columns: Runs | None) -> Layout:
         """Price one way to read, by what it reads."""

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 
 _ALL = Axis(None, None)
+FEW_GENES = 0.01
+"""Of the genes: so few named ones will be read by gene, and the offsets of the cells are not read ahead."""
 MAX_HINTED_VALUES = 2_000
 """A column of more values, such as names, is not searched for near ones: that would take seconds."""
 
@@ -173,9 +175,9 @@ class Selection:
         parts = [p for p in self._parts(rows or _ALL, columns or _ALL) if not p.whole]
         matrices = [p for p in parts if self.reader.is_sparse(p.path)]
         ordered = self.order == "source" and self.reader.is_sorted
-        await together(
-            *(self.reader.prefetch(p.path, _runs(p.rows), _runs(p.columns), ordered=ordered) for p in matrices)
-        )
+        few = _n_named(self.var, self.reader.var) <= FEW_GENES * self.reader.var.n_rows
+        wanted = ((p.path, _runs(p.rows), _runs(p.columns)) for p in matrices)
+        await together(*(self.reader.prefetch(*w, few_columns=few, ordered=ordered) for w in wanted))
 
     async def _resolve(self, table: TableReader, selector: Any, *, ordered: bool) -> Axis:
         """Bring a selector to positions in storage order."""
@@ -384,6 +386,13 @@ def _names_needed(selector: Any) -> bool:
         return isinstance(selector, slice) and isinstance(selector.start or selector.stop, str)
     first = next(iter(selector), None) if hasattr(selector, "__iter__") else None
     return isinstance(first, str)
+
+
+def _n_named(selector: Any, table: TableReader) -> float:
+    """How many rows a selector names; infinite where only the table can tell."""
+    if _is_name(selector, table):
+        return 1
+    return len(selector) if isinstance(selector, list | tuple | np.ndarray | pd.Index) else np.inf
 
 
 def _is_name(selector: Any, table: TableReader) -> bool:

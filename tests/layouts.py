@@ -13,17 +13,19 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def tiny_chunks(*, chunk: int = 16, noted_chunks: int = 512, noted_bytes: int = 0) -> Iterator[None]:
+def tiny_chunks(
+    *, chunk: int = 16, shard_chunks: int = 8, noted_chunks: int = 512, noted_bytes: int = 0
+) -> Iterator[None]:
     """Convert, inside, with chunks of a few values, and no copies of objects in the metadata unless allowed."""
     with (
         patch.object(commit, "NOTED_OBJECTS", noted_bytes),
         patch.object(write, "NOTED_CHUNKS", noted_chunks),
         patch.object(layout, "COLUMN_CHUNK", chunk),
-        patch.object(layout, "COLUMN_SHARD", 4 * chunk),
-        patch.object(layout, "SPARSE_SHARD", 8 * chunk),
+        patch.object(layout, "COLUMN_SHARD", shard_chunks // 2 * chunk),
+        patch.object(layout, "SPARSE_SHARD", shard_chunks * chunk),
         patch.object(layout, "DENSE_CHUNK", chunk),
         patch.object(layout, "DENSE_CHUNK_ROWS", 4),
-        patch.object(layout, "DENSE_SHARD", 8 * chunk),
+        patch.object(layout, "DENSE_SHARD", shard_chunks * chunk),
         patch.object(matrices, "ROW_MAJOR_CHUNK", chunk),
         patch.object(matrices, "gene_major_chunk", lambda _: chunk),
     ):
