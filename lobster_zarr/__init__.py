@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lobster_zarr import errors
+    from lobster_zarr.byterange import Network
     from lobster_zarr.convert import convert
     from lobster_zarr.dataset import Dataset, open
     from lobster_zarr.export import export
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from lobster_zarr.report import ConversionReport
     from lobster_zarr.verify import verify
 
-__all__ = ["ConversionReport", "Dataset", "Selection", "convert", "errors", "export", "open", "verify"]
+__all__ = ["ConversionReport", "Dataset", "Network", "Selection", "convert", "errors", "export", "open", "verify"]
 
 __version__ = _version("lobster_zarr")
 
@@ -29,6 +30,7 @@ __version__ = _version("lobster_zarr")
 _HOMES = {
     "ConversionReport": "report",
     "Dataset": "dataset",
+    "Network": "byterange",
     "Selection": "query",
     "convert": "convert",
     "export": "export",

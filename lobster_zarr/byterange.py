@@ -25,22 +25,26 @@ class Network:
         Requests under way at once.
     max_request_bytes
         A longer coalesced range is cut, so that its parts travel at once.
+    request_seconds
+        What a request costs the client, which sends one after another.
     """
 
     latency_seconds: float = 0.02
     bandwidth_bytes: float = 12.5e6
     concurrency: int = 64
     max_request_bytes: int = 16 << 20
+    request_seconds: float = 0.0003
 
     @property
     def gap_bytes(self) -> int:
         """Bytes that may be read in vain instead of sending another request."""
-        return int(self.latency_seconds * self.bandwidth_bytes / self.concurrency)
+        return int(max(self.latency_seconds / self.concurrency, self.request_seconds) * self.bandwidth_bytes)
 
     def seconds(self, n_requests: int, n_bytes: int, round_trips: int = 1) -> float:
         """Predict the time for requests that run at once in `round_trips` waves."""
         waves = max(round_trips, -(-n_requests // self.concurrency))
-        return waves * self.latency_seconds + n_bytes / self.bandwidth_bytes
+        sending_seconds = max(waves * self.latency_seconds, n_requests * self.request_seconds)
+        return sending_seconds + n_bytes / self.bandwidth_bytes
 
 
 def coalesce(starts: np.ndarray, stops: np.ndarray, *, gap_bytes: int, max_bytes: int) -> tuple[np.ndarray, np.ndarray]:

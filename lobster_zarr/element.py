@@ -112,6 +112,10 @@ class StoreReader:
         first, last = np.searchsorted(descents, [rows.starts[0], rows.stops[-1] - 1], side="right")
         return bool(first == last)
 
+    def has_companion(self, path: str) -> bool:
+        """Whether a sparse matrix can be read by gene."""
+        return self.is_sparse(f"{path}/{COMPANION}") or not self.sparse(path).row_major
+
     def is_sparse(self, path: str) -> bool:
         """Whether a node is a compressed sparse matrix."""
         return self.tree.encoding(path) in {"csr_matrix", "csc_matrix"}

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lobster_zarr.fetch import WINDOW_BYTES
 from lobster_zarr.report import human_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from lobster_zarr.byterange import Network
 
 BAR_WIDTH = 32
@@ -24,6 +27,26 @@ GET_DOLLARS = 0.0004 / 1000
 """S3 Standard, us-east-1, list price of 2026-11 for a GET request."""
 EGRESS_DOLLARS = 0.09 / 1e9
 """To the internet, the same list, for each byte; nothing within the region."""
+EXCESS = 3
+"""So many times the bytes that are asked for are worth a note, if they are more than EXCESS_BYTES."""
+EXCESS_BYTES = 1_000_000
+
+
+def excess(path: str, n_bytes: int, asked_bytes: int, reasons: Sequence[str]) -> Iterator[str]:
+    """Say, where much is read in vain, how much and why.
+
+    Parameters
+    ----------
+    path
+        Of the element.
+    n_bytes, asked_bytes
+        What is read, and about how much of it is asked for.
+    reasons
+        What the store lacks.
+    """
+    if reasons and n_bytes > max(EXCESS * asked_bytes, EXCESS_BYTES):
+        times = f"{n_bytes / max(asked_bytes, 1):,.0f} times"
+        yield f"{path}: {human_bytes(n_bytes)} for about {human_bytes(asked_bytes)} ({times}): {'; '.join(reasons)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +146,8 @@ class QueryPlan:
 
     @property
     def memory_bytes(self) -> int:
-        """Peak memory: the result, and the encoded bytes under way."""
-        return sum(a.result_bytes for a in self.arrays) + self.n_bytes
+        """Peak memory: the result, and the encoded bytes under way at once."""
+        return sum(a.result_bytes for a in self.arrays) + min(self.n_bytes, WINDOW_BYTES)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values."""
@@ -155,6 +178,10 @@ class QueryPlan:
             ],
         }
 
+    def _read(self) -> list[ArrayPlan]:
+        """Arrays that cost a request; the others lie in the metadata."""
+        return [a for a in self.arrays if a.n_requests]
+
     def _totals(self) -> str:
         network = f"{self.network.latency_seconds * 1000:.0f} ms, {self.network.bandwidth_bytes * 8 / 1e6:.0f} Mbit/s"
         about = "" if self.exact else "about "
@@ -174,7 +201,7 @@ class QueryPlan:
 
     def __str__(self) -> str:
         lines = [self._totals()]
-        for a in self.arrays:
+        for a in self._read():
             about = " " if a.exact else "~"
             lines.append(f"  {a.path:<30} {a.n_requests:>4} {about}{human_bytes(a.n_bytes):>9}  {a.bar()}")
         lines += [f"  {line}" for line in (*self._layout_lines(), *self.notes)]
@@ -186,7 +213,7 @@ class QueryPlan:
             f"<tr><td><code>{escape(a.path)}</code></td><td style='text-align:right'>{a.n_requests}</td>"
             f"<td style='text-align:right'>{human_bytes(a.n_bytes)}</td>"
             f"<td style='font-family:monospace;letter-spacing:-1px'>{a.bar()}</td></tr>"
-            for a in self.arrays
+            for a in self._read()
         )
         notes = "".join(f"<div style='opacity:.7'>{escape(n)}</div>" for n in (*self._layout_lines(), *self.notes))
         return (

@@ -11,9 +11,6 @@ import math
 import os
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +20,10 @@ from zarr.core.buffer import default_buffer_prototype
 
 from lobster_zarr.errors import ChunkDecodeError
 from lobster_zarr.plan import MISSING, Request, index_needed, plan_chunks
+from lobster_zarr.traffic import Stats, Window, counting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from zarr.abc.store import ByteRequest
 
@@ -37,9 +35,8 @@ if TYPE_CHECKING:
     Places = Callable[[int], np.ndarray | None]
 
 DECODE_BATCH = 128
-LARGE_REQUEST_BYTES = 2 << 20
-LARGE_REQUESTS = 8
-"""Responses over that size that are in memory at once, until they are decoded."""
+WINDOW_BYTES = 128 << 20
+"""Responses that are in memory at once, until they are decoded."""
 INDEX_CACHE_BYTES = 256 << 20
 ASSUMED_RATIO = 3
 """Compression of an array whose writer did not note its stored size."""
@@ -72,35 +69,6 @@ async def together[T](*work: Coroutine[Any, Any, T]) -> list[T]:
             first = first.exceptions[0]
         raise first from first.__cause__
     return [task.result() for task in tasks]
-
-
-@dataclass
-class Stats:
-    """What was really read: requests and body bytes, by key."""
-
-    n_requests: int = 0
-    n_bytes: int = 0
-    by_array: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def add(self, path: str, n_bytes: int) -> None:
-        """Count one response."""
-        self.n_requests += 1
-        self.n_bytes += n_bytes
-        requests, total = self.by_array.get(path, (0, 0))
-        self.by_array[path] = requests + 1, total + n_bytes
-
-
-_observers: ContextVar[tuple[Stats, ...]] = ContextVar("lobster_zarr_observers", default=())
-
-
-@contextmanager
-def observed(stats: Stats) -> Iterator[None]:
-    """Count, in `stats` too, what is read inside the block, by tasks that it starts as well."""
-    token = _observers.set((*_observers.get(), stats))
-    try:
-        yield
-    finally:
-        _observers.reset(token)
 
 
 class Fetcher:
@@ -147,8 +115,7 @@ class Fetcher:
         self._indexes: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._index_bytes = 0
         self._gate = asyncio.Semaphore(network.concurrency)
-        self._large = asyncio.Semaphore(LARGE_REQUESTS)
-        self._bodies = asyncio.Semaphore(2 * network.concurrency)
+        self._window = Window(WINDOW_BYTES)
 
     async def get(self, path: str, key: str, byte_range: ByteRequest | None = None) -> memoryview | None:
         """Read one object or range, None where it does not exist. One request, none where it is known already."""
@@ -157,7 +124,7 @@ class Fetcher:
         async with self._gate:
             buffer = await self.store.get(key, default_buffer_prototype(), byte_range)
         payload: np.ndarray = np.empty(0, np.uint8) if buffer is None else np.asarray(buffer.as_numpy_array())
-        for stats in (self.stats, *_observers.get()):
+        for stats in counting(self.stats):
             stats.add(path, payload.nbytes)
         return None if buffer is None else memoryview(payload)
 
@@ -192,9 +159,13 @@ class Fetcher:
         await together(*(self._run(request, deliver, place) for request in plan.requests))
 
     async def _run(self, request: Request, deliver: Deliver, place: Places) -> None:
-        """Read a response and decode it; what is under way at once is bounded until it is decoded."""
-        large = request.n_bytes is None or request.n_bytes > LARGE_REQUEST_BYTES
-        async with self._large if large and request.node.sharding else self._bodies:
+        """Read a response and decode it; the bytes under way at once are bounded until they are decoded."""
+        node, n_bytes = request.node, request.n_bytes
+        if n_bytes is None:
+            n_objects = math.prod(node.grid.shards_per_axis)
+            decoded = len(request.chunk_ids) * math.prod(node.grid.chunk) * max(node.dtype.itemsize, 1)
+            n_bytes = self.stored_bytes.get(node.path, decoded * n_objects // ASSUMED_RATIO) // n_objects
+        async with self._window.room(n_bytes):
             await self._read_and_decode(request, deliver, place)
 
     async def _read_and_decode(self, request: Request, deliver: Deliver, place: Places) -> None:

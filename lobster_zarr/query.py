@@ -7,44 +7,39 @@ exactly those, and assembles what slicing the source in memory would give.
 from __future__ import annotations
 
 import asyncio
-import re
+import math
 import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-import polars as pl
 
-from lobster_zarr import predicate as predicates
-from lobster_zarr.errors import BudgetError, FormatError, did_you_mean
-from lobster_zarr.explain import ArrayPlan, QueryPlan
-from lobster_zarr.fetch import Fetcher, Stats, observed, together
+from lobster_zarr.errors import BudgetError, FormatError
+from lobster_zarr.explain import ArrayPlan, QueryPlan, excess
+from lobster_zarr.fetch import Fetcher, together
 from lobster_zarr.grid import Runs
 from lobster_zarr.layout import SOURCE_ORDER
 from lobster_zarr.plan import ArrayRead
 from lobster_zarr.projection import Axis, Names, Order, Part, Projection
 from lobster_zarr.report import human_bytes
-from lobster_zarr.selection import positions, runs
+from lobster_zarr.resolve import Resolver, n_named
 from lobster_zarr.store import run
 from lobster_zarr.table import Known
+from lobster_zarr.traffic import Stats, observed
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine, Iterator, Sequence
     from pathlib import Path
 
     from lobster_zarr.element import Layout, StoreReader
-    from lobster_zarr.table import TableReader
 
 
 _ALL = Axis(None, None)
 FEW_GENES = 0.01
 """Of the genes: so few named ones will be read by gene, and the offsets of the cells are not read ahead."""
-MAX_HINTED_VALUES = 2_000
-"""A column of more values, such as names, is not searched for near ones: that would take seconds."""
 
 
 @dataclass(eq=False)
@@ -61,18 +56,24 @@ class Selection:
     memory_limit: int | None = None
     stats: Stats = field(default_factory=Stats, repr=False)
     """What this selection has read since it was made."""
-    notes: tuple[str, ...] = ()
-    """Which clause of a predicate left no row, with values that are near, once it was resolved."""
     _resolved: tuple[Axis, Axis] | None = field(default=None, repr=False)
-    _known: dict[str, Known] = field(default_factory=dict, repr=False)
+    _resolver: Resolver = field(init=False, repr=False)
     _ways: dict[str, list[Layout]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._resolver = Resolver(self.reader, self.order)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which clause of a predicate left no row, with values that are near, once it was resolved."""
+        return self._resolver.notes
 
     def __repr__(self) -> str:
         return f"Selection(obs={self.obs!r}, var={self.var!r}, order={self.order!r}) of {self.uri}"
 
     def count(self) -> int:
         """Count the cells. Reads the columns that the predicate names, nothing else."""
-        axis = self._run(self._resolve(self.reader.obs, self.obs, ordered=False))
+        axis = self._run(self._resolver.axis(self.reader.obs, self.obs, ordered=False))
         return axis.count(self.reader.obs.n_rows)
 
     def explain(self) -> QueryPlan:
@@ -137,9 +138,9 @@ class Selection:
         return self._run(self._read())
 
     async def _obs(self) -> pd.DataFrame:
-        rows = await self._resolve(self.reader.obs, self.obs, ordered=True)
+        rows = await self._resolver.axis(self.reader.obs, self.obs, ordered=True)
         frame, final = await together(
-            self.reader.obs.frame(self.projection.obs_columns, rows.runs, self._known.get("obs")),
+            self.reader.obs.frame(self.projection.obs_columns, rows.runs, self._resolver.known.get("obs")),
             self._settled(rows),
         )
         return final.arrange(frame)
@@ -151,19 +152,12 @@ class Selection:
         order = await self.reader.source_order(rows.runs)
         return Axis(rows.runs, np.argsort(order) if np.any(np.diff(order) < 0) else None)
 
-    async def _names(self, table: TableReader) -> pd.Index:
-        """Read all names, and keep them for the result."""
-        known = self._known.setdefault(table.path, Known())
-        if table.index_column not in known.columns:
-            known.columns[table.index_column] = await table.column(table.index_column)
-        return table.as_index(known.columns[table.index_column])
-
     async def _axes(self) -> tuple[Axis, Axis]:
         """Resolve both axes, once."""
         if self._resolved is None:
             axes = (
-                self._resolve(self.reader.obs, self.obs, ordered=True),
-                self._resolve(self.reader.var, self.var, ordered=True),
+                self._resolver.axis(self.reader.obs, self.obs, ordered=True),
+                self._resolver.axis(self.reader.var, self.var, ordered=True),
             )
             (rows, columns), _ = await together(*cast("Any", (together(*axes), self._prefetch())))
             self._resolved = rows, columns
@@ -175,56 +169,9 @@ class Selection:
         parts = [p for p in self._parts(rows or _ALL, columns or _ALL) if not p.whole]
         matrices = [p for p in parts if self.reader.is_sparse(p.path)]
         ordered = self.order == "source" and self.reader.is_sorted
-        few = _n_named(self.var, self.reader.var) <= FEW_GENES * self.reader.var.n_rows
+        few = n_named(self.var, self.reader.var) <= FEW_GENES * self.reader.var.n_rows
         wanted = ((p.path, _runs(p.rows), _runs(p.columns)) for p in matrices)
         await together(*(self.reader.prefetch(*w, few_columns=few, ordered=ordered) for w in wanted))
-
-    async def _resolve(self, table: TableReader, selector: Any, *, ordered: bool) -> Axis:
-        """Bring a selector to positions in storage order."""
-        sorted_rows = table.path == "obs" and self.reader.is_sorted
-        to_source = sorted_rows and self.order == "source"
-        if selector is None:
-            return Axis(None, None, pending=ordered and to_source)
-        if isinstance(selector, str | Mapping | pl.Expr) and not _is_name(selector, table):
-            found = Runs(*runs(await self._matching(table, selector)))
-            return Axis(found, None, pending=ordered and to_source and not self.reader.ascend(found))
-        names = await self._names(table) if _names_needed(selector) else None
-        if sorted_rows and names is not None:
-            names = names[np.argsort(await self.reader.source_order(None))]
-        source = positions(selector, names, table.n_rows, axis=table.path)
-        source = np.arange(table.n_rows)[source] if isinstance(source, slice) else source
-        if not sorted_rows:
-            keep = self.order == "source" or table.path == "var"
-            return Axis.of(source if keep else np.sort(source))
-        place = np.argsort(await self.reader.source_order(None))
-        stored = place[source]
-        return Axis.of(stored if self.order == "source" else np.sort(stored))
-
-    async def _matching(self, table: TableReader, selector: Any) -> np.ndarray:
-        """Stored positions of the rows that satisfy a predicate."""
-        kinds = {name: table.kind(name) for name in table.columns}
-        index = "_index" if "index" in kinds else "index"
-        parsed = predicates.parse(selector, kinds, index=index, axis=table.path)
-        stored = [c if c in kinds else table.index_column for c in parsed.columns]
-        rows = table.candidates(parsed.expression, dict(zip(parsed.columns, stored, strict=True)))
-        known = self._known.setdefault(table.path, Known(rows))
-        frame = await self._columns(table, parsed, stored, known)
-        found = np.flatnonzero(predicates.evaluate(parsed, frame))
-        if table.n_rows and not len(found):
-            # What the other rows hold says why.
-            whole = frame if known.rows is None else await self._columns(table, parsed, stored, Known())
-            self.notes = tuple(_why_empty(parsed, whole))
-        return found if known.rows is None else known.rows.positions()[found]
-
-    async def _columns(
-        self, table: TableReader, parsed: predicates.Predicate, stored: list[str], known: Known
-    ) -> pl.DataFrame:
-        """Read the columns of a predicate that are not known, and make its table."""
-        missing = [c for c in dict.fromkeys(stored) if c not in known.columns]
-        read = await together(*(table.column(c, known.rows) for c in missing))
-        known.columns.update(zip(missing, read, strict=True))
-        series = [predicates.to_polars(c, known.columns[s]) for c, s in zip(parsed.columns, stored, strict=True)]
-        return pl.DataFrame(series) if series else pl.DataFrame({"_": np.zeros(table.n_rows, bool)})
 
     def _parts(self, rows: Axis, columns: Axis) -> list[Part]:
         """Everything that is read but obs and var."""
@@ -265,8 +212,8 @@ class Selection:
         rows, columns = await self._axes()
         data, want, parts = self.reader, self.projection, self._parts(*await self._axes())
         obs, var, final, *values = await together(
-            data.obs.frame(want.obs_columns, rows.runs, self._known.get("obs")),
-            data.var.frame(want.var_columns, columns.runs, self._known.get("var")),
+            data.obs.frame(want.obs_columns, rows.runs, self._resolver.known.get("obs")),
+            data.var.frame(want.var_columns, columns.runs, self._resolver.known.get("var")),
             self._settled(rows),
             *(self._read_part(part) for part in parts),
         )
@@ -286,7 +233,7 @@ class Selection:
         data, want = self.reader, self.projection
         reads: list[ArrayRead] = []
         for table, chosen, axis in ((data.obs, want.obs_columns, rows), (data.var, want.var_columns, columns)):
-            known = self._known.get(table.path, Known()).columns
+            known = self._resolver.known.get(table.path, Known()).columns
             reads += table.reads([c for c in table.frame_columns(chosen) if c not in known], axis.runs)
         if rows.pending and not data.knows_order:
             reads.append(ArrayRead(data.tree.array(f"obs/{SOURCE_ORDER}"), rows.runs))
@@ -309,8 +256,24 @@ class Selection:
             network=data.fetcher.network,
             spent_requests=self.stats.n_requests - before[0],
             spent_bytes=self.stats.n_bytes - before[1],
-            notes=self.notes,
+            notes=(*self._resolver.notes, *self._excess(rows, columns)),
         )
+
+    def _excess(self, rows: Axis, columns: Axis) -> Iterator[str]:
+        """Say of each sparse matrix what its layout makes the query read in vain, where that is much."""
+        for path, ways in self._ways.items():
+            reader = self.reader.sparse(path)
+            whole = self.reader.fetcher.price([ArrayRead(reader.values), ArrayRead(reader.indices)])[1]
+            by_gene = not path.startswith("obsp/")
+            shares = [rows.count(reader.shape[0]) / max(reader.shape[0], 1)]
+            shares.append(columns.count(reader.shape[1]) / max(reader.shape[1], 1) if by_gene else shares[0])
+            n_runs = 1 if rows.runs is None else len(rows.runs.starts)
+            lacks = [f"the cells lie in {n_runs:,} places (convert with sort_by)"] if n_runs > 1 else []
+            if by_gene and columns.runs is not None and not self.reader.has_companion(path):
+                lacks.append("it is not stored by gene (convert with gene_major)")
+            if not math.prod(reader.values.grid.chunks_per_shard) > 1 and not self.reader.fetcher.strict:
+                lacks.append("its chunks are large (convert it)")
+            yield from excess(path, ways[0].n_bytes, int(whole * shares[0] * shares[1]), lacks)
 
     def _check_budget(self, plan: QueryPlan) -> None:
         for name, limit, cost in (
@@ -335,11 +298,12 @@ class Selection:
         varm = {name.removeprefix("varm/"): raw.pop(name) for name in list(raw) if name.startswith("varm/")}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # anndata's notes on names that are not unique
-            if self.obs is not None or self.var is not None:
+            frames: dict[str, Any] = {
+                p: {n: v for n, v in parts[p].items() if isinstance(v, pd.DataFrame)} for p in ("obsm", "varm")
+            }
+            tables = [obs, var, *frames["obsm"].values(), *frames["varm"].values()]
+            if (self.obs is not None or self.var is not None) and any(map(_has_categories, tables)):
                 # AnnData drops unused categories, and their colors, when it is sliced.
-                frames: dict[str, Any] = {
-                    p: {n: v for n, v in parts[p].items() if isinstance(v, pd.DataFrame)} for p in ("obsm", "varm")
-                }
                 shell = ad.AnnData(obs=obs, var=var, uns=uns, **frames)[:, :].copy()
                 obs, var, uns = shell.obs, shell.var, shell.uns
                 for parent in frames:
@@ -348,17 +312,8 @@ class Selection:
             return ad.AnnData(results.get("X"), obs=obs, var=var, uns=uns, raw=whole_raw, **parts)
 
 
-def _why_empty(parsed: predicates.Predicate, frame: pl.DataFrame) -> Iterator[str]:
-    """Say which clauses match no row, and which values nearly match their constants."""
-    empty = [clause for clause in parsed.clauses if not predicates.evaluate(clause, frame).any()]
-    for clause in empty:
-        constants = [a or b for a, b in re.findall(r"'([^']*)'|\"([^\"]*)\"", clause.text)]
-        texts = [frame[c].cast(pl.String).unique().drop_nulls() for c in clause.columns if frame[c].dtype != pl.Boolean]
-        few = [values.to_list() for values in texts if len(values) <= MAX_HINTED_VALUES]
-        hints = (did_you_mean(constant, values) for constant in constants for values in few)
-        yield f"no row matches {clause.text}.{next((h for h in hints if h), '')}"
-    if not empty and len(parsed.clauses) > 1:
-        yield "each clause matches rows, but no row matches all of them."
+def _has_categories(frame: pd.DataFrame) -> bool:
+    return any(isinstance(dtype, pd.CategoricalDtype) for dtype in frame.dtypes)
 
 
 def _runs(axis: Axis | None) -> Runs | None:
@@ -376,27 +331,4 @@ def _array_plan(fetcher: Fetcher, read: ArrayRead) -> ArrayPlan:
     node = read.node
     return ArrayPlan(
         node.path, len(fetcher.sent(plan)), n_bytes, exact, read.chunk_ids, node.grid.n_chunks, read.result_bytes
-    )
-
-
-def _names_needed(selector: Any) -> bool:
-    if isinstance(selector, str):
-        return True
-    if isinstance(selector, slice | int | np.integer):
-        return isinstance(selector, slice) and isinstance(selector.start or selector.stop, str)
-    first = next(iter(selector), None) if hasattr(selector, "__iter__") else None
-    return isinstance(first, str)
-
-
-def _n_named(selector: Any, table: TableReader) -> float:
-    """How many rows a selector names; infinite where only the table can tell."""
-    if _is_name(selector, table):
-        return 1
-    return len(selector) if isinstance(selector, list | tuple | np.ndarray | pd.Index) else np.inf
-
-
-def _is_name(selector: Any, table: TableReader) -> bool:
-    """Whether a text is one name, such as a gene's, rather than a predicate."""
-    return (
-        isinstance(selector, str) and table.path == "var" and selector.isidentifier() and selector not in table.columns
     )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from lobster_zarr.node import ArrayNode, Tree
 
-EXACT = Network(latency_seconds=0.0)
+EXACT = Network(latency_seconds=0.0, request_seconds=0.0)
 """Only ranges that touch share a request: every byte that is read was wanted."""
 EAGER = Network(latency_seconds=1.0, bandwidth_bytes=1e9)
 """Gaps of up to 15 MB are read through."""

@@ -27,12 +27,13 @@ RINGS: dict[int, set[str]] = {
     1: {"selection", "grid", "byterange"},  # pure arithmetic
     2: {"noted", "zones", "node", "layout", "predicate", "_clause", "_python", "_sql", "_source"},  # pure model
     3: {"plan"},  # pure planning
-    4: {"location", "refusal", "loop", "rawfile", "store", "tree", "cache", "fetch"},  # talks to a network
+    4: {"location", "refusal", "loop", "rawfile", "store", "tree", "cache", "traffic", "fetch"},  # talks to a network
     5: {"table", "sparse", "dense", "element"},  # one AnnData element each
     6: {
         "report",
         "summary",
         "query",
+        "resolve",
         "sql",
         "projection",
         "explain",
@@ -57,7 +58,7 @@ RINGS: dict[int, set[str]] = {
 }
 RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules}
 
-EXPORTS = ["ConversionReport", "Dataset", "Selection", "convert", "errors", "export", "open", "verify"]
+EXPORTS = ["ConversionReport", "Dataset", "Network", "Selection", "convert", "errors", "export", "open", "verify"]
 
 # Slow or optional: `import lobster_zarr` leaves them to the function that needs them.
 # anndata alone takes a second, and brings dask, h5py, pandas and xarray.

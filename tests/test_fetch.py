@@ -100,7 +100,7 @@ def test_a_cheap_gap_is_read_through():
 def test_a_long_range_is_cut_so_that_its_parts_travel_at_once():
     store, node = own()
     sizes = entries(store, "a/c/2")[:, 1]
-    network = Network(latency_seconds=0.0, max_request_bytes=int(sizes[0] + sizes[1]))
+    network = Network(latency_seconds=0.0, request_seconds=0.0, max_request_bytes=int(sizes[0] + sizes[1]))
     rows = mask((40, 60))
     assert np.array_equal(read(fetcher(store, network=network), node, rows), VALUES[rows])
     assert all((c.n_bytes or 0) <= max(INDEX_BYTES, sizes[0] + sizes[1]) for c in store.calls[1:])

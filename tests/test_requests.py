@@ -162,7 +162,7 @@ def test_threads_share_a_dataset(stored: Path, atlas: ad.AnnData, monkeypatch: p
     with ThreadPoolExecutor(len(TYPES) * 2) as pool:
         asked = [(kind, genes) for kind in TYPES for genes in (None, MARKERS[:3])]
         for (kind, genes), answer in zip(asked, pool.map(ask, *zip(*asked, strict=True)), strict=True):
-            expected = atlas[masks[kind], genes or slice(None)].copy()
+            expected = whole[masks[kind], genes or slice(None)].copy()
             assert_equal(answer, expected, sparse_layout="any")
     offsets = [key for key in store.keys if "_lobster_zarr_index" in key]
     assert len(offsets) == len(set(offsets)), "what all need is read once"
