@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 type Run = tuple[str, str, str]  # question, reader, store
+type Line = tuple[float, float]  # seconds to the first byte, bits a second
 BARRED = "20 ms, 100 Mbit/s"
 PROFILES = {BARRED: (0.02, 100e6), "2 ms, 10 Gbit/s": (0.002, 10e9)}
 CAP_SECONDS, SLOW_SECONDS = 180, 10  # a run past the first is ended, one past the second not repeated
@@ -169,7 +170,7 @@ def ask_peer(reader: str, at: Any, question: Question, mask: np.ndarray, genes: 
     return ad.io.sparse_dataset(group["X"])[mask if genes is None else slice(None), columns], None
 
 
-def answer_repeatedly(pipe: Connection, job: Job, run: Run, options: Figures, at: Any) -> None:
+def answer_repeatedly(pipe: Connection, job: Job, run: Run, line: Line, options: Figures, at: Any) -> None:
     """In a process of its own: answer a question, each time from a store opened anew, when told to."""
     import anndata as ad
 
@@ -184,7 +185,8 @@ def answer_repeatedly(pipe: Connection, job: Job, run: Run, options: Figures, at
     while pipe.recv():
         start, by_array = time.perf_counter(), {}
         if run[1] == OURS:
-            answer: Any = lz.open(f"s3://queries/{stored_at(job, run[2]).name}", storage_options=options)
+            uri, network = f"s3://queries/{stored_at(job, run[2]).name}", lz.Network(line[0], line[1] / 8)
+            answer: Any = lz.open(uri, storage_options=options, network=network)
             if question.verb != "open":
                 selection = answer.query(cells, genes, **question.options)
                 answer, by_array = getattr(selection, question.verb)(), selection.stats.by_array
@@ -199,12 +201,12 @@ def answer_repeatedly(pipe: Connection, job: Job, run: Run, options: Figures, at
             pipe.send({"n_obs": x.shape[0], "x": digest_x(x, names)} | whole)
 
 
-def measure(server: ShapedS3, job: Job, run: Run) -> Figures:
+def measure(server: ShapedS3, job: Job, run: Run, line: Line) -> Figures:
     """Return the figures of one run; ``{"error": ...}`` where it failed or took too long."""
     pipe, theirs = mp.Pipe()
     path = stored_at(job, run[2]).name
     at = (server.store("queries", None if run[1] == H5AD else path), path)
-    args = (theirs, job, run, server.storage_options, at)
+    args = (theirs, job, run, line, server.storage_options, at)
     process = mp.get_context("spawn").Process(target=answer_repeatedly, args=args, daemon=True)
     process.start()
     theirs.close()
@@ -324,7 +326,7 @@ def measure_profile(job: Job, profile: str, truth: dict[str, Figures], runs: lis
     (latency_seconds, bandwidth_bits), found = PROFILES[profile], {}
     with shaped_s3(job.data, latency_seconds, bandwidth_bits) as server:
         for run in runs:
-            figures = measure(server, job, run)
+            figures = measure(server, job, run, PROFILES[profile])
             asked = asked_bytes(job, run[0], "unsorted" if run[2] == "unsorted" else "sorted")
             limit = sum(asked.values()) * 8 / bandwidth_bits + 3 * latency_seconds
             agrees = all(truth[run[0]].get(k) == v for k, v in figures.get("digests", {}).items())
