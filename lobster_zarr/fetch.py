@@ -18,7 +18,7 @@ import numpy as np
 from zarr.abc.store import RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
 
-from lobster_zarr.errors import ChunkDecodeError
+from lobster_zarr.errors import ChunkDecodeError, FormatError
 from lobster_zarr.plan import MISSING, Request, index_needed, plan_chunks
 from lobster_zarr.traffic import Stats, Window, counting
 
@@ -344,6 +344,9 @@ class Fetcher:
             Encoded bytes of each chunk; chunks lie one after another in a shard.
         """
         for node, row in zip(nodes, sizes.astype(np.uint64), strict=True):
+            if math.prod(node.grid.chunks_per_shard) > max(len(row), 1):
+                msg = f"array {node.path!r} has shards of more slots than chunks; the sizes noted of them do not fit."
+                raise FormatError(msg)
             shard_ids, slots = node.grid.locate(np.arange(len(row)))
             for shard in range(math.prod(node.grid.shards_per_axis)):
                 own = np.flatnonzero(shard_ids == shard) if len(node.shape) > 1 else _span(shard_ids, shard)

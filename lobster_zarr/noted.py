@@ -20,6 +20,8 @@ from lobster_zarr.errors import FormatError
 
 ATTRIBUTE = "lobster_zarr"
 """The attribute: of an array its note, of the root what is noted of the store."""
+MAX_BYTES = 16 << 20
+"""More than this is not a note: a few bytes could inflate to much."""
 CHUNK_SIZES, OBJECT = "chunk_sizes", "object"
 
 
@@ -61,7 +63,7 @@ class Note:
         if name not in self.entries:
             return None
         n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        raw = self._inflate(name, n_bytes)
+        raw = self._inflate(name, n_bytes) if n_bytes <= MAX_BYTES else b""
         if len(raw) != n_bytes:
             raise self._damaged(name)
         return np.frombuffer(raw, np.dtype(dtype).newbyteorder("<")).reshape(shape).astype(dtype)

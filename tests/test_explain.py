@@ -20,6 +20,7 @@ from lobster_zarr.errors import BudgetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from lobster_zarr.dataset import Dataset
 
@@ -155,3 +156,19 @@ def test_told_is_fetched_for_whatever_is_stored(drawn: st.DataObject, adata: ad.
     fetched = selection.stats.n_requests - plan.spent_requests, selection.stats.n_bytes - plan.spent_bytes
     assert plan.exact
     assert fetched == (plan.n_requests, plan.n_bytes)
+
+
+@pytest.mark.parametrize("query", [{"obs": "n_counts < 20"}, {"var": ["gene-7"]}], ids=["cells", "gene"])
+def test_a_store_of_anndatas_own_is_told_what_it_lacks(
+    atlas: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("lobster_zarr.explain.EXCESS_BYTES", 10_000)
+    atlas.write_zarr(tmp_path / "plain.zarr")
+    lz.convert(atlas, tmp_path / "ours.zarr", progress=False)
+    plain, ours = (lz.open(tmp_path / f"{name}.zarr").query(**query).explain() for name in ("plain", "ours"))
+    notes = [n for n in plain.notes if n.startswith("X: ")]
+    assert len(notes) == 1
+    assert ("by gene" in notes[0]) == ("var" in query)
+    assert ("places" in notes[0]) == ("obs" in query)
+    assert notes[0] in str(plain)
+    assert not [n for n in ours.notes if "by gene" in n]

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layouts import tiny_chunks
 from oracle import assert_equal, reordered, sliced, stored
+from recording import EAGER, EXACT
 from scipy import sparse
 
 import lobster_zarr as lz
@@ -129,6 +130,7 @@ def test_csc_becomes_csr_with_its_explicit_zeros(fresh: Callable[[str], Path], c
 
 # ---------------------------------------------------------------- order
 
+NETWORKS = [EXACT, EAGER, lz.Network()]
 LAYOUTS = [nullcontext, *(partial(tiny_chunks, chunk=c, noted_chunks=n) for c in (2, 8) for n in (1, 512))]
 
 
@@ -180,7 +182,7 @@ def test_a_query_is_what_anndata_slices(drawn: st.DataObject, adata: ad.AnnData,
     for _ in range(3):
         rows = drawn.draw(strategies.selections(adata.obs_names), "rows")
         genes = drawn.draw(strategies.selections(adata.var_names), "genes")
-        selection = lz.open(uri).query(rows, var=genes)
+        selection = lz.open(uri, network=drawn.draw(st.sampled_from(NETWORKS), "network")).query(rows, var=genes)
         expected = sliced(whole, rows, genes)
         assert_equal(selection.to_memory(), expected, sparse_layout="any")
         assert selection.count() == expected.n_obs
