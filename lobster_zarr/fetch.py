@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from zarr.abc.store import RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
 
-from lobster_zarr.errors import ChunkDecodeError, FormatError
+from lobster_zarr.decode import Decoding, fill, truncated
+from lobster_zarr.errors import FormatError
 from lobster_zarr.plan import MISSING, Request, index_needed, plan_chunks
+from lobster_zarr.store import UriStore
 from lobster_zarr.traffic import Stats, Window, counting
 
 if TYPE_CHECKING:
@@ -34,28 +33,13 @@ if TYPE_CHECKING:
     Deliver = Callable[[int, np.ndarray], None]
     Places = Callable[[int], np.ndarray | None]
 
-DECODE_BATCH = 128
+STREAM_BYTES = 1 << 20
+"""A longer response is decoded while it arrives."""
 WINDOW_BYTES = 128 << 20
 """Responses that are in memory at once, until they are decoded."""
 INDEX_CACHE_BYTES = 256 << 20
 ASSUMED_RATIO = 3
 """Compression of an array whose writer did not note its stored size."""
-
-
-def n_cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@cache
-def decode_pool() -> ThreadPoolExecutor:
-    """Return the process's pool for codecs, one thread a core."""
-    return ThreadPoolExecutor(n_cores(), "lobster-zarr-codec")
-
-
-if hasattr(os, "register_at_fork"):
-    # Threads do not survive a fork: a child makes a pool of its own.
-    os.register_at_fork(after_in_child=decode_pool.cache_clear)
 
 
 async def together[T](*work: Coroutine[Any, Any, T]) -> list[T]:
@@ -155,7 +139,7 @@ class Fetcher:
         await self._load_indexes(node, index_needed(node, chunk_ids))
         plan = plan_chunks(node, chunk_ids, self._known(node), self.network)
         for chunk_id in plan.absent:
-            deliver(int(chunk_id), self._fill(node, int(chunk_id)))
+            deliver(int(chunk_id), fill(node, int(chunk_id), strict=self.strict))
         await together(*(self._run(request, deliver, place) for request in plan.requests))
 
     async def _run(self, request: Request, deliver: Deliver, place: Places) -> None:
@@ -172,77 +156,43 @@ class Fetcher:
         byte_range = None
         if request.start is not None and request.stop is not None:
             byte_range = RangeByteRequest(request.start, request.stop)
+        if byte_range and byte_range.end - byte_range.start > STREAM_BYTES and isinstance(self.store, UriStore):
+            await self._decode_as_it_arrives(self.store, request, byte_range, deliver, place)
+            return
         body = await self.get(request.node.path, request.key, byte_range)
         if body is None:
-            for chunk_id in request.chunk_ids:
-                deliver(int(chunk_id), self._fill(request.node, int(chunk_id)))
+            self._deliver_fill(request, deliver)
             return
         if request.n_bytes is not None and len(body) != request.n_bytes:
-            msg = (
-                f"object {request.key!r} answered {len(body):,} bytes for the range "
-                f"[{request.start}, {request.stop}); it is truncated. Restore it or convert again."
-            )
-            raise ChunkDecodeError(msg)
-        offsets, sizes = self._places(request, body)
-        loop = asyncio.get_running_loop()
-        await asyncio.gather(
-            *(
-                loop.run_in_executor(decode_pool(), self._decode, request, body, offsets, sizes, at, deliver, place)
-                for at in range(0, len(offsets), DECODE_BATCH)
-            )
-        )
+            raise truncated(request, len(body))
+        await Decoding(request, body, deliver, place, strict=self.strict).finish()
 
-    def _places(self, request: Request, body: memoryview) -> tuple[np.ndarray, np.ndarray]:
-        if request.n_bytes is not None:
-            return request.offsets, request.sizes
-        node = request.node
-        if node.sharding is None:
-            return np.zeros(1, np.int64), np.full(1, len(body), np.int64)
-        tail = body[: node.index_bytes] if node.index_at_start else body[-node.index_bytes :]
-        entries = node.decode_index(tail, request.shard_id)[request.slots]
-        missing = entries[:, 0] == MISSING
-        beyond = ~missing & ((entries > len(body)).any(axis=1) | (entries.sum(axis=1) > len(body)))
-        if beyond.any():
-            msg = (
-                f"the index of shard {request.key!r} points beyond the object's {len(body):,} bytes; "
-                "it is damaged or truncated. Restore it or convert again."
-            )
-            raise ChunkDecodeError(msg)
-        entries = np.where(missing[:, None], 0, entries).astype(np.int64)
-        return np.where(missing, -1, entries[:, 0]), entries[:, 1]
-
-    def _decode(
-        self,
-        request: Request,
-        body: memoryview,
-        offsets: np.ndarray,
-        sizes: np.ndarray,
-        at: int,
-        deliver: Deliver,
-        place: Places,
+    async def _decode_as_it_arrives(
+        self, store: UriStore, request: Request, wanted: RangeByteRequest, deliver: Deliver, place: Places
     ) -> None:
-        for i in range(at, min(at + DECODE_BATCH, len(offsets))):
-            chunk_id, offset = int(request.chunk_ids[i]), int(offsets[i])
-            if offset < 0:
-                deliver(chunk_id, self._fill(request.node, chunk_id))
-                continue
-            encoded = body[offset : offset + int(sizes[i])]
-            out = place(chunk_id)
-            if out is None:
-                deliver(chunk_id, request.node.decode(encoded, chunk_id))
-            else:
-                request.node.decode_into(encoded, chunk_id, out)
+        """Decode the first chunks of a long response while its last ones are on their way."""
+        body = memoryview(np.empty(wanted.end - wanted.start, np.uint8))
+        decoding, arrived = Decoding(request, body, deliver, place, strict=self.strict), 0
+        try:
+            async with self._gate:
+                async for piece in store.stream(request.key, wanted.start, wanted.end):
+                    if arrived + len(piece) > len(body):
+                        raise truncated(request, arrived + len(piece))
+                    body[arrived : arrived + len(piece)] = piece
+                    arrived += len(piece)
+                    decoding.arrived(arrived)
+        except FileNotFoundError:
+            self._deliver_fill(request, deliver)
+            return
+        for stats in counting(self.stats):
+            stats.add(request.node.path, arrived)
+        if arrived != len(body):
+            raise truncated(request, arrived)
+        await decoding.finish()
 
-    def _fill(self, node: ArrayNode, chunk_id: int) -> np.ndarray:
-        if self.strict:
-            shard_ids, _ = node.grid.locate(np.asarray([chunk_id]))
-            msg = (
-                f"chunk {chunk_id} of array {node.path!r} is missing from object "
-                f"{node.key(int(shard_ids[0]))!r}; this store leaves no chunk out, so an object was lost. "
-                "Restore it or convert again."
-            )
-            raise ChunkDecodeError(msg)
-        return node.fill()
+    def _deliver_fill(self, request: Request, deliver: Deliver) -> None:
+        for chunk_id in request.chunk_ids.tolist():
+            deliver(chunk_id, fill(request.node, chunk_id, strict=self.strict))
 
     def plan(self, read: ArrayRead) -> ChunkPlan:
         """Plan a read with what is known of the shard indexes: what :meth:`chunks` would send."""
@@ -312,7 +262,7 @@ class Fetcher:
         body = await self.get(node.path, node.key(shard), byte_range)
         if body is None:
             if self.strict:
-                self._fill(node, int(shard))
+                fill(node, int(shard), strict=True)
             slots = int(np.prod(node.grid.chunks_per_shard))
             index = np.full((slots, 2), MISSING, np.uint64)
         else:

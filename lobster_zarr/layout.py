@@ -183,7 +183,7 @@ def dense_grid(shape: tuple[int, ...]) -> Grid:
     rows = max(min(n_rows, DENSE_CHUNK_ROWS, DENSE_SHARD // width), 1)
     if len(shape) == 2:
         cols = min(width, max(DENSE_CHUNK // rows, 1))
-        rows = min(n_rows, max(rows, DENSE_CHUNK // cols))
+        rows = min(n_rows, max(rows, min(DENSE_CHUNK // cols, column_chunk(n_rows))))
         rest: tuple[int, ...] = (cols,)
         rest_shard: tuple[int, ...] = (cdiv(width, cols) * cols,)
     else:

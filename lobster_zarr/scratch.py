@@ -23,8 +23,8 @@ import numpy as np
 from numcodecs.blosc import Blosc
 from scipy import sparse
 
+from lobster_zarr.decode import decode_pool, n_cores
 from lobster_zarr.errors import StorageError
-from lobster_zarr.fetch import decode_pool, n_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -54,6 +54,7 @@ __all__ = [
 
 SINGLE_PUT_BYTES = 256 << 20  # one PUT up to here; obstore by itself splits from 5 MiB
 _PART_BYTES = 32 << 20
+_PIECE_BYTES = 256 << 10
 _REQUEST_SECONDS = 300  # 256 MiB at 7 Mbit/s
 _RETRY: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=50)}  # after 100 ms, doubling
 _memory: dict[str, Any] = {}  # obstore MemoryStores by name, for the life of the process
@@ -222,6 +223,24 @@ class UriStore(ObjectStore[Any]):
             return empty
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    async def stream(self, key: str, start: int, stop: int) -> AsyncIterator[bytes]:
+        """Read a range of an object piece by piece, as it arrives. One request.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such object.
+        StorageError
+            The storage refused, or broke off.
+        """
+        import obstore
+
+        check_key(key)
+        async with self._explained(READ, key):
+            answer = await obstore.get_async(self.store, key, options={"range": (start, stop)})
+            async for piece in answer.stream(min_chunk_size=_PIECE_BYTES):
+                yield bytes(piece)
 
     async def _is_beyond(self, key: str, byte_range: ByteRequest) -> bool:
         size = await self.getsize(key)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from lobster_zarr.fetch import decode_pool
+from lobster_zarr.decode import decode_pool
 from lobster_zarr.layout import (
     NOTED_CHUNKS,
     CodecProfile,
