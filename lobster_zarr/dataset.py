@@ -109,7 +109,9 @@ class Dataset:
             raise UnsupportedError(msg)
         version = self.attributes.get("format_version", FORMAT_VERSION)
         sorted_by, stored = self.attributes.get("sort_by", []), self.attributes.get("stored_bytes", {})
-        if not (isinstance(version, int) and isinstance(sorted_by, list) and isinstance(stored, dict)):
+        sizes = stored.values() if isinstance(stored, dict) else [None]
+        sound = isinstance(version, int) and isinstance(sorted_by, list)
+        if not sound or not all(type(n) is int and n >= 0 for n in sizes):
             msg = f"the attribute {ATTRIBUTE!r} of {self.uri} is damaged; convert again."
             raise FormatError(msg)
         if version > FORMAT_VERSION:

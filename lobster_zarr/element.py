@@ -20,7 +20,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from lobster_zarr.dense import read_array
-from lobster_zarr.errors import ChunkDecodeError, UnsupportedError
+from lobster_zarr.errors import ChunkDecodeError, FormatError, UnsupportedError
 from lobster_zarr.fetch import together
 from lobster_zarr.layout import COMPANION, DESCENTS, SOURCE_ORDER
 from lobster_zarr.plan import ArrayRead
@@ -100,14 +100,20 @@ class StoreReader:
         """Read the source position of each stored row: int64. Only of a sorted store."""
         if self._order is not None:
             return self._order if rows is None else self._order[rows.positions()]
-        return await read_array(self.fetcher, self.tree.array(f"obs/{SOURCE_ORDER}"), rows)
+        node = self.tree.array(f"obs/{SOURCE_ORDER}")
+        if node.shape != (self.obs.n_rows,):
+            msg = f"{node.path!r} has the shape {node.shape}, obs {self.obs.n_rows:,} rows; the store is damaged."
+            raise FormatError(msg)
+        order = await read_array(self.fetcher, node, rows)
+        self._order = order if rows is None else self._order
+        return order
 
     def ascend(self, rows: Runs) -> bool:
         """Whether rows are known, without a request, to be in source order as they are stored."""
         descents = self.tree.array(f"obs/{SOURCE_ORDER}").note.entries.get(DESCENTS)
         if not rows.total:
             return True
-        if not isinstance(descents, list):
+        if not isinstance(descents, list) or not all(type(d) is int for d in descents):
             return False
         first, last = np.searchsorted(descents, [rows.starts[0], rows.stops[-1] - 1], side="right")
         return bool(first == last)
@@ -185,7 +191,7 @@ class StoreReader:
         other = self._estimate(main, rows)
         if other is None or self._seconds(other) < self._seconds(companion):
             other = await self._layout(main, rows, columns)
-        return sorted((other, companion), key=self._seconds)
+        return sorted((companion, other), key=self._seconds)
 
     async def prefetch(
         self, path: str, rows: Runs | None, columns: Runs | None, *, few_columns: bool, ordered: bool

@@ -135,12 +135,30 @@ class Fetcher:
         ChunkDecodeError
             A chunk is damaged, truncated or (in a strict store) missing.
         """
+        requests = await self._requests(node, chunk_ids, deliver)
+        await together(*(self._run(request, deliver, place) for request in requests))
+
+    async def pairs(
+        self, nodes: tuple[ArrayNode, ArrayNode], chunk_ids: np.ndarray, delivers: tuple[Deliver, Deliver]
+    ) -> None:
+        """Read the same chunks of two arrays of one grid, in the order of the chunks: both halves come about together.
+
+        As :meth:`chunks` otherwise; what waits for its other half is bounded by what is under way.
+        """
+        wanted = list(zip(nodes, delivers, strict=True))
+        planned = await together(*(self._requests(node, chunk_ids, deliver) for node, deliver in wanted))
+        both = [(r, deliver) for requests, deliver in zip(planned, delivers, strict=True) for r in requests]
+        both.sort(key=lambda one: int(one[0].chunk_ids[0]))
+        await together(*(self._run(request, deliver, lambda _: None) for request, deliver in both))
+
+    async def _requests(self, node: ArrayNode, chunk_ids: np.ndarray, deliver: Deliver) -> tuple[Request, ...]:
+        """Plan a read; what was never written is delivered at once."""
         self._take_note(node)
         await self._load_indexes(node, index_needed(node, chunk_ids))
         plan = plan_chunks(node, chunk_ids, self._known(node), self.network)
         for chunk_id in plan.absent:
             deliver(int(chunk_id), fill(node, int(chunk_id), strict=self.strict))
-        await together(*(self._run(request, deliver, place) for request in plan.requests))
+        return plan.requests
 
     async def _run(self, request: Request, deliver: Deliver, place: Places) -> None:
         """Read a response and decode it; the bytes under way at once are bounded until they are decoded."""
@@ -294,7 +312,9 @@ class Fetcher:
             Encoded bytes of each chunk; chunks lie one after another in a shard.
         """
         for node, row in zip(nodes, sizes.astype(np.uint64), strict=True):
-            if math.prod(node.grid.chunks_per_shard) > max(len(row), 1):
+            if not len(row):
+                continue
+            if math.prod(node.grid.chunks_per_shard) > len(row):
                 msg = f"array {node.path!r} has shards of more slots than chunks; the sizes noted of them do not fit."
                 raise FormatError(msg)
             shard_ids, slots = node.grid.locate(np.arange(len(row)))

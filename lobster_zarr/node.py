@@ -355,7 +355,7 @@ class Tree:
     def noted_objects(self) -> dict[str, bytes]:
         """Return the small objects that the metadata holds, by key."""
         noted = (p for p, n in self.nodes.items() if p and ATTRIBUTE in (n.get("attributes") or {}))
-        arrays = (self.array(p) for p in noted if self.is_array(p))
+        arrays = (self.array(p) for p in noted if self.is_array(p) and self.array(p).grid.n_chunks)
         found = ((node, node.note.object()) for node in arrays)
         return {node.key(0): payload for node, payload in found if payload is not None}
 

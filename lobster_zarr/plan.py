@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lobster_zarr.byterange import Network, coalesce
+from lobster_zarr.errors import FormatError
 from lobster_zarr.grid import Runs, chunks_of_runs
 
 if TYPE_CHECKING:
@@ -39,12 +40,15 @@ class ArrayRead:
     as_objects
         Whether its objects are wanted as they are stored, to be decoded by
         another reader.
+    kept
+        About which share of the values stays in the result.
     """
 
     node: ArrayNode
     rows: Runs | None = None
     columns: Runs | None = None
     as_objects: bool = False
+    kept: float = 1.0
 
     @cached_property
     def axes(self) -> list[Runs]:
@@ -52,6 +56,13 @@ class ArrayRead:
         shape = self.node.shape
         if not shape:
             return []
+        for runs, n in zip((self.rows, self.columns), shape[:2], strict=False):
+            if runs is not None and len(runs.stops) and int(runs.stops[-1]) > n:
+                msg = (
+                    f"array {self.node.path!r} has the shape {shape}, but position {int(runs.stops[-1]) - 1:,} of an "
+                    f"axis of length {n:,} is asked for: the elements of the store do not fit. It is damaged."
+                )
+                raise FormatError(msg)
         axes = [self.rows or Runs.whole(shape[0]), *(self.columns or Runs.whole(n) for n in shape[1:2])]
         return axes + [Runs.whole(n) for n in shape[2:]]
 
@@ -72,7 +83,7 @@ class ArrayRead:
     def result_bytes(self) -> int:
         """Decoded size of what is wanted; text counts 32 bytes."""
         itemsize = 32 if self.node.dtype.kind in "OTU" else self.node.dtype.itemsize
-        return math.prod(axis.total for axis in self.axes) * itemsize
+        return int(math.prod(axis.total for axis in self.axes) * itemsize * self.kept)
 
 
 @dataclass(frozen=True, eq=False)

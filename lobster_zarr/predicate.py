@@ -96,6 +96,7 @@ def parse(
 def _parse_mapping(mapping: Mapping[str, Any], names: Names) -> Predicate:
     clauses = []
     for name, wanted in mapping.items():
+        wanted = wanted.item() if isinstance(wanted, np.ndarray) and not wanted.ndim else wanted  # noqa: PLW2901
         listed = isinstance(wanted, (list, tuple, set, frozenset, np.ndarray, pd.Index, pd.Series, pl.Series))
         values = [v.item() if isinstance(v, np.generic) else v for v in (wanted if listed else [wanted])]
         values = [None if v is pd.NA else v for v in values]

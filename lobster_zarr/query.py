@@ -165,11 +165,13 @@ class Selection:
 
     async def _prefetch(self) -> None:
         """Read what the plan of any rows needs, while the columns of the predicate are on their way."""
+        data = self.reader
         rows, columns = (None if s is None else Axis(Runs.whole(0), None) for s in (self.obs, self.var))
         parts = [p for p in self._parts(rows or _ALL, columns or _ALL) if not p.whole]
         matrices = [p for p in parts if self.reader.is_sparse(p.path)]
         ordered = self.order == "source" and self.reader.is_sorted
-        few = n_named(self.var, self.reader.var) <= FEW_GENES * self.reader.var.n_rows
+        genes, cells = (n_named(s, t) / max(t.n_rows, 1) for s, t in ((self.var, data.var), (self.obs, data.obs)))
+        few = genes <= min(FEW_GENES, cells)
         wanted = ((p.path, _runs(p.rows), _runs(p.columns)) for p in matrices)
         await together(*(self.reader.prefetch(*w, few_columns=few, ordered=ordered) for w in wanted))
 

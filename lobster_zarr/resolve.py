@@ -73,17 +73,20 @@ class Resolver:
         if isinstance(selector, str | Mapping | pl.Expr) and not _is_name(selector, table):
             found = Runs(*runs(await self._matching(table, selector)))
             return Axis(found, None, pending=ordered and to_source and not self.reader.ascend(found))
-        names = await self._names(table) if _names_needed(selector) else None
-        if sorted_rows and names is not None:
-            names = names[np.argsort(await self.reader.source_order(None))]
-        source = positions(selector, names, table.n_rows, axis=table.path)
+        names, place = await together(
+            self._names(table, wanted=_names_needed(selector)), self._places(wanted=sorted_rows and ordered)
+        )
+        # Names say which rows are meant, wherever they lie; positions count in source order.
+        in_source = names if names is None or place is None else names[place]
+        source = positions(selector, in_source, table.n_rows, axis=table.path)
         source = np.arange(table.n_rows)[source] if isinstance(source, slice) else source
-        if not sorted_rows:
-            keep = self.order == "source" or table.path == "var"
-            return Axis.of(source if keep else np.sort(source))
-        place = np.argsort(await self.reader.source_order(None))
-        stored = place[source]
-        return Axis.of(stored if self.order == "source" else np.sort(stored))
+        stored = source if place is None else place[source]
+        keep = self.order == "source" or table.path == "var"
+        return Axis.of(stored if keep else np.sort(stored))
+
+    async def _places(self, *, wanted: bool) -> np.ndarray | None:
+        """Return the stored row of each source row, None where that is not wanted."""
+        return np.argsort(await self.reader.source_order(None)) if wanted else None
 
     async def _matching(self, table: TableReader, selector: Any) -> np.ndarray:
         """Stored positions of the rows that satisfy a predicate."""
@@ -111,8 +114,10 @@ class Resolver:
         series = [predicates.to_polars(c, known.columns[s]) for c, s in zip(parsed.columns, stored, strict=True)]
         return pl.DataFrame(series) if series else pl.DataFrame({"_": np.zeros(table.n_rows, bool)})
 
-    async def _names(self, table: TableReader) -> pd.Index:
-        """Read all names, and keep them for the result."""
+    async def _names(self, table: TableReader, *, wanted: bool) -> pd.Index | None:
+        """Read all names, and keep them for the result; None where they are not wanted."""
+        if not wanted:
+            return None
         known = self.known.setdefault(table.path, Known())
         if table.index_column not in known.columns:
             known.columns[table.index_column] = await table.column(table.index_column)

@@ -88,7 +88,7 @@ class SparseReader:
         self._first: np.ndarray | None = None
         self.tail: np.ndarray | None = None
         """What follows the sizes in ``INDEX``, int64, once it was asked for: the source order of a sorted store."""
-        self._lock = asyncio.Lock()
+        self._lock, self._first_lock = asyncio.Lock(), asyncio.Lock()
 
     @property
     def n_major(self) -> int:
@@ -162,11 +162,19 @@ class SparseReader:
             Read :attr:`tail` as well, where it is there.
         """
         wanted = [self.indptr(with_tail=with_tail)]
-        if minor is not None and self._first_node is not None and self._first is None:
-            wanted.append(read_array(self.fetcher, self._first_node))
-        first = await together(*wanted)
-        if len(first) > 1:
-            self._first = first[1].astype(np.int64)
+        if minor is not None and self._first_node is not None:
+            wanted.append(self._read_first(self._first_node))
+        await together(*wanted)
+
+    async def _read_first(self, node: ArrayNode) -> np.ndarray:
+        async with self._first_lock:
+            if self._first is None:
+                first = (await read_array(self.fetcher, node)).astype(np.int64)
+                if first.shape != (self.indices.grid.n_chunks,):
+                    msg = f"{node.path!r} has the shape {first.shape}; the store is damaged."
+                    raise FormatError(msg)
+                self._first = first
+        return self._first
 
     async def read(self, major: Runs | None = None) -> Compressed:
         """Read whole major slices. O(their chunks); memory: the result.
@@ -228,10 +236,8 @@ class SparseReader:
                 pieces[chunk_id] = (place.start + hit, kept[hit], values[inside][hit])
 
         chunk_ids = chunks_of_runs(spans.starts, spans.stops, chunk)
-        await together(
-            self.fetcher.chunks(self.values, chunk_ids, partial(deliver, "values")),
-            self.fetcher.chunks(self.indices, chunk_ids, partial(deliver, "indices")),
-        )
+        delivers = partial(deliver, "values"), partial(deliver, "indices")
+        await self.fetcher.pairs((self.values, self.indices), chunk_ids, delivers)
         ordered = [pieces[int(i)] for i in chunk_ids]
         if not ordered:
             return Compressed(np.empty(0, self.values.dtype), np.empty(0, self.indices.dtype), np.zeros_like(indptr))
@@ -244,7 +250,8 @@ class SparseReader:
             spans, extra = Runs.whole(self.nnz), [ArrayRead(self._offsets_node, self._offsets())]
         else:
             spans, extra = (await self._spans(major, minor))[0], []
-        return [ArrayRead(self.values, spans), ArrayRead(self.indices, spans), *extra]
+        kept = 1.0 if minor is None else minor.total / max(self.n_minor, 1)
+        return [ArrayRead(self.values, spans, kept=kept), ArrayRead(self.indices, spans, kept=kept), *extra]
 
     async def _spans(self, major: Runs | None, minor: Runs | None) -> tuple[Runs, np.ndarray]:
         """Value spans of the wanted major slices, merged, and the result's indptr."""

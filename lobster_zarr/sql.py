@@ -52,16 +52,25 @@ def execute(reader: StoreReader, query: str, tables: Mapping[str, Any]) -> pl.Da
     NotFoundError
         A column or table that does not exist.
     """
+    text: object = query
+    if not isinstance(text, str):
+        msg = f"the query {query!r} is no text. {_EXAMPLE}"
+        raise InvalidPredicateError(msg)
+    try:
+        query.encode()
+    except UnicodeEncodeError as error:
+        msg = f"the query {query!a} is no Unicode. {_EXAMPLE}"
+        raise InvalidPredicateError(msg) from error
     if _FILES.search(query):
         msg = f"the query {query!r} reads files; give them as tables instead: sql(query, name=frame)."
         raise InvalidPredicateError(msg)
     frames: dict[str, Any] = {"obs": scan(reader.obs), "var": scan(reader.var)}
     for name, table in tables.items():
         frames[name] = table if isinstance(table, pl.DataFrame | pl.LazyFrame) else pl.from_pandas(table)
-    text = _TABLE_ALONE.sub(r"SELECT * FROM \1 ", query)
+    rewritten = _TABLE_ALONE.sub(r"SELECT * FROM \1 ", query)
     try:
         with pl.SQLContext(frames) as context:
-            return context.execute(text).collect()
+            return context.execute(rewritten).collect()
     except pl.exceptions.ColumnNotFoundError as error:
         known = [*reader.obs.columns, *reader.var.columns]
         wanted = re.findall(r"\"?([\w.]+)\"?", str(error).partition("\n")[0])
@@ -106,8 +115,10 @@ def scan(table: TableReader) -> pl.LazyFrame:
             needed = list(dict.fromkeys(predicate.meta.root_names()))
             near = table.candidates(predicate, {name: stored[name] for name in needed}, as_text=True)
             known = {s.name: s for s in run(columns(needed, near))}
-            mask = pl.DataFrame(list(known.values())).select(predicate.alias("")).to_series()
-            at = np.flatnonzero(mask.fill_null(value=False).to_numpy())
+            n_read = table.n_rows if near is None else near.total
+            mask = pl.DataFrame(list(known.values())).select(predicate.alias("")).to_series().fill_null(value=False)
+            # `WHERE true` names no column, and gives one answer for all rows.
+            at = np.flatnonzero(mask.to_numpy() if len(mask) == n_read else np.full(n_read, mask[0]))
         at = at if n_rows is None else at[:n_rows]
         positions = at if near is None else near.positions()[at]
         rows = None if len(positions) == table.n_rows else Runs(*runs(positions))

@@ -22,7 +22,7 @@ from lobster_zarr.layout import VALUES_OF
 from lobster_zarr.plan import ArrayRead
 from lobster_zarr.predicate import to_polars
 from lobster_zarr.selection import runs
-from lobster_zarr.zones import Zones, candidates
+from lobster_zarr.zones import PRESENT, Zones, candidates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -85,7 +85,11 @@ class TableReader:
                 "'column-order' and '_index'. Re-save the store with a current anndata."
             )
             raise FormatError(msg)
-        self.columns: tuple[str, ...] = tuple(attributes["column-order"])
+        order = attributes["column-order"]
+        if not isinstance(order, list | tuple) or not all(isinstance(name, str) for name in order):
+            msg = f"'column-order' of {path!r} is {order!r}; expected a list of names. The store is damaged."
+            raise FormatError(msg)
+        self.columns: tuple[str, ...] = tuple(order)
         self.index_column = str(attributes["_index"])
 
     @property
@@ -174,10 +178,10 @@ class TableReader:
                 node.note, node.grid.n_chunks, pl.Series([False, True, None] if kind == pl.Boolean else [], dtype=kind)
             )
         array = self.tree.array(f"{self.path}/{name}/categories")
-        known = self.fetcher.objects.get(array.key(0))
-        if known is None:
+        known = self.fetcher.objects.get(array.key(0)) if array.shape[0] else b""
+        if PRESENT not in node.note.entries or known is None or array.sharding is not None:
             return None
-        categories = pd.Index(array.decode(memoryview(known), 0)[: array.shape[0]])
+        categories = pd.Index(array.decode(memoryview(known), 0)[: array.shape[0]] if known else [])
         ordered = bool(self.tree.attributes(f"{self.path}/{name}").get("ordered")) and not as_text
         domain = pd.Categorical.from_codes([*range(len(categories)), -1], categories, ordered=ordered)
         return Zones.of(node.note, node.grid.n_chunks, to_polars(name, domain))

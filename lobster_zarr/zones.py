@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PRESENT, MINIMUM, MAXIMUM, NULLS = "present", "minimum", "maximum", "nulls"
 MAX_CATEGORIES = 1_024
 MAX_CONSTANTS = 10_000
+LAST = "\U0010ffff"
 PREFIX = 24
 """Characters of a text that its bounds keep."""
 
@@ -48,6 +49,7 @@ _BETWEEN: Final[tuple[Make, ...]] = tuple(
     partial(pl.Expr.is_between, closed=closed) for closed in ("both", "left", "right", "none")
 )
 _BOTH: Final[tuple[Make, ...]] = (operator.and_, lambda *operands: pl.all_horizontal(operands))
+_LOGIC: Final[tuple[Make, ...]] = (pl.Expr.not_, operator.and_, operator.or_)
 _EITHER: Final[tuple[Make, ...]] = (operator.or_, lambda *operands: pl.any_horizontal(operands))
 
 
@@ -86,7 +88,7 @@ def measure(values: Any, chunk_rows: int) -> dict[str, Any]:
     nulls = {NULLS: pack(np.asarray([p.null_count() for p in parts], np.uint32))}
     low, high = [p.min() for p in parts], [p.max() for p in parts]
     if column.dtype == pl.String:
-        return nulls | {MINIMUM: [_shorten(v, "") for v in low], MAXIMUM: [_shorten(v, "\U0010ffff") for v in high]}
+        return nulls | {MINIMUM: [_shorten(v, "") for v in low], MAXIMUM: [_shorten(v, LAST) for v in high]}
     return nulls | {
         MINIMUM: pack(np.asarray([_outward(v, -np.inf) for v in low], np.float32)),
         MAXIMUM: pack(np.asarray([_outward(v, np.inf) for v in high], np.float32)),
@@ -94,7 +96,10 @@ def measure(values: Any, chunk_rows: int) -> dict[str, Any]:
 
 
 def _shorten(value: Any, end: str) -> Any:
-    return value if value is None or len(value) <= PREFIX else value[:PREFIX] + end
+    # Nothing is greater than the last character but itself and more.
+    if value is None or len(value) <= PREFIX or value[PREFIX] == LAST:
+        return value
+    return value[:PREFIX] + end
 
 
 def _outward(value: Any, side: float) -> np.float32:
@@ -183,14 +188,11 @@ class Zones:
             near = np.concatenate([near, np.nextafter(near, kind.type(-np.inf)), np.nextafter(near, kind.type(np.inf))])
             return pl.Series(np.unique(near[~np.isnan(near)]))
         limits = np.iinfo(kind)
-        whole = {
-            min(max(int(w) + d, limits.min), limits.max)
-            for m in marks
-            if np.isfinite(m)
-            for w in (np.floor(m), np.ceil(m))
-            for d in (-1, 0, 1)
-        }
-        return pl.Series(sorted(whole | {int(limits.min), int(limits.max)}), dtype=dtype)
+        near_marks = {int(w) for m in marks if np.isfinite(m) for w in (np.floor(m), np.ceil(m))}
+        exact = {c for c in constants if isinstance(c, int)}  # which a float may round
+        low_end, high_end = int(limits.min), int(limits.max)
+        whole = {min(max(int(m) + d, low_end), high_end) for m in near_marks | exact for d in (-1, 0, 1)}
+        return pl.Series(sorted(whole | {low_end, high_end}), dtype=dtype)
 
 
 def _is_value(bound: Any) -> bool:
@@ -215,8 +217,10 @@ def candidates(expression: pl.Expr, zones: Mapping[str, Zones], n_chunks: int) -
         False where no row can satisfy it.
     """
     everywhere = np.ones(n_chunks, np.bool_)
+    if not _is_elementwise(expression):  # it looks at other rows: all of them are needed
+        return everywhere
     names = tuple(dict.fromkeys(expression.meta.root_names()))
-    if len(names) == 1 and names[0] in zones and _is_elementwise(expression):
+    if len(names) == 1 and names[0] in zones:
         try:
             found = zones[names[0]].candidates(Clause(str(expression), expression, names))
         except InvalidPredicateError:  # which evaluating it on the rows will raise as well
@@ -233,8 +237,10 @@ def candidates(expression: pl.Expr, zones: Mapping[str, Zones], n_chunks: int) -
 
 def _is_elementwise(expression: pl.Expr) -> bool:
     """Whether each row's answer depends on that row alone."""
-    if expression.meta.is_column() or expression.meta.is_literal():
+    if expression.meta.is_column():
         return True
+    if expression.meta.is_literal():
+        return pl.select(expression).height == 1
     operands = expression.meta.pop()[::-1]
     try:
         separable = expression.meta.is_row_separable()  # of the node alone
@@ -279,15 +285,22 @@ def _constants(expression: pl.Expr) -> list[Any] | None:
     operands = expression.meta.pop()[::-1]
     if len(operands) == 2 and _is_whole(operands[1]):  # one of some integers, and an integer
         return _constants(operands[0].meta.pop()[0])
-    if not _is_known(expression, operands):
+    bitwise = _made_by(_LOGIC, operands, expression) and not all(map(_is_truth, operands))
+    if bitwise or not _is_known(expression, operands):
         return None
-    found: list[Any] = []
-    for operand in operands:
-        part = _constants(operand)
-        if part is None:
-            return None
-        found += part
-    return found
+    parts = [_constants(operand) for operand in operands]
+    return None if None in parts else [c for part in parts if part is not None for c in part]
+
+
+def _is_truth(expression: pl.Expr) -> bool:
+    """Whether an expression is true, false or missing; `&`, `|` and `~` work on the bits of anything else."""
+    if expression.meta.is_literal():
+        return pl.select(expression).to_series().dtype == pl.Boolean
+    operands = expression.meta.pop()[::-1]
+    if not _is_known(expression, operands):
+        return False
+    keeps_type = _made_by((*_LOGIC, pl.Expr.fill_null), operands, expression)
+    return all(map(_is_truth, operands)) if keeps_type else True
 
 
 def _is_whole(expression: pl.Expr) -> bool:

@@ -27,7 +27,18 @@ RINGS: dict[int, set[str]] = {
     1: {"selection", "grid", "byterange"},  # pure arithmetic
     2: {"noted", "zones", "node", "layout", "predicate", "_clause", "_python", "_sql", "_source"},  # pure model
     3: {"plan"},  # pure planning
-    4: {"location", "refusal", "loop", "rawfile", "store", "tree", "cache", "traffic", "decode", "fetch"},  # talks to a network
+    4: {
+        "location",
+        "refusal",
+        "loop",
+        "rawfile",
+        "store",
+        "tree",
+        "cache",
+        "traffic",
+        "decode",
+        "fetch",
+    },  # talks to a network
     5: {"table", "sparse", "dense", "element"},  # one AnnData element each
     6: {
         "report",

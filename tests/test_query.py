@@ -106,3 +106,69 @@ def test_a_forked_child_decodes_on_threads_of_its_own(tmp_path: Path) -> None:
     archive = shutil.make_archive(str(tmp_path / "a.zarr"), "zip", tmp_path / "a.zarr")
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK, archive], timeout=60, check=False)
     assert done.returncode == 0
+
+
+LONG = 9_000
+WIDE: dict[str, Any] = {
+    "plate": pd.Categorical(np.random.default_rng(0).permutation(np.arange(LONG))),
+    "none": pd.Categorical.from_codes([-1] * LONG, pd.Index([], dtype=object)),
+}
+
+
+def test_columns_of_many_and_of_no_categories() -> None:
+    adata = ad.AnnData(obs=pd.DataFrame(WIDE, index=[f"cell-{i}" for i in range(LONG)]))
+    lz.convert(adata, "memory://query-wide", progress=False)
+    data = lz.open("memory://query-wide")
+    assert data.query("plate == 7").count() == 1
+    assert data.query("none.isna()").count() == LONG
+    assert data.query({"n" + "one": "a"}).count() == 0
+    assert len(data.sql("SELECT index FROM obs WHERE plate = 7")) == 1
+    with pytest.raises(LobsterZarrError):
+        data.query({"plate": np.array("x")}).count()
+
+
+def test_a_matrix_of_no_columns_can_be_explained() -> None:
+    adata = ad.AnnData(obs=pd.DataFrame(index=[f"cell-{i}" for i in range(60)]), obsm={"E": np.zeros((60, 0))})
+    with tiny_chunks():
+        lz.convert(adata, "memory://query-none", progress=False)
+    selection = lz.open("memory://query-none").query([1, 2], max_bytes="1GB", memory_limit="1GB")
+    assert selection.explain().n_obs == 2
+    assert selection.to_memory().obsm["E"].shape == (2, 0)
+
+
+@pytest.mark.parametrize("codec_sizes", [None, "a", [1], 1.5, -1])
+def test_damaged_sizes_in_the_root_are_an_error(codec_sizes: Any, tmp_path: Path) -> None:
+    import json
+
+    lz.convert(cells(), tmp_path / "a.zarr", progress=False)
+    root = json.loads((tmp_path / "a.zarr/zarr.json").read_text())
+    root["attributes"]["lobster_zarr"]["stored_bytes"]["X/data"] = codec_sizes
+    (tmp_path / "a.zarr/zarr.json").write_text(json.dumps(root))
+    with pytest.raises(FormatError, match="lobster_zarr"):
+        lz.open(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("order", [5, None, [["a"]], [1]])
+def test_a_column_order_that_is_none_is_an_error(order: Any, tmp_path: Path) -> None:
+    import json
+
+    lz.convert(cells(), tmp_path / "a.zarr", progress=False)
+    root = json.loads((tmp_path / "a.zarr/zarr.json").read_text())
+    root["consolidated_metadata"]["metadata"]["obs"]["attributes"]["column-order"] = order
+    (tmp_path / "a.zarr/zarr.json").write_text(json.dumps(root))
+    with pytest.raises(FormatError, match="column-order"):
+        lz.open(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("path", ["obs/_index", "obs/_lobster_zarr_source_order", "X/csc/_lobster_zarr_first"])
+def test_an_array_of_another_length_is_an_error(path: str, tmp_path: Path) -> None:
+    import json
+
+    with tiny_chunks(noted_chunks=1):
+        lz.convert(cells(), tmp_path / "a.zarr", sort_by=["a"], progress=False)
+    root = json.loads((tmp_path / "a.zarr/zarr.json").read_text())
+    root["consolidated_metadata"]["metadata"][path]["shape"] = [7]
+    root["consolidated_metadata"]["metadata"][path]["attributes"] = {}
+    (tmp_path / "a.zarr/zarr.json").write_text(json.dumps(root))
+    with pytest.raises(LobsterZarrError):
+        lz.open(tmp_path / "a.zarr").query("a > 3", var=["1", "3"]).to_memory()

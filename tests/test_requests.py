@@ -96,7 +96,7 @@ COSTS: dict[tuple[str, str], tuple[int, int]] = {
     ("sorted", "scattered"): (15, 13),
     ("sorted", "gene"): (5, 3),
     ("sorted", "genes of a cell type"): (6, 3),
-    ("sorted", "obs"): (5, 4),
+    ("sorted", "obs"): (5, 3),
     ("unsorted", "cell type"): (10, 8),
     ("unsorted", "cell type, X"): (6, 4),
     ("unsorted", "scattered"): (13, 11),
@@ -166,3 +166,55 @@ def test_threads_share_a_dataset(stored: Path, atlas: ad.AnnData, monkeypatch: p
             assert_equal(answer, expected, sparse_layout="any")
     offsets = [key for key in store.keys if "_lobster_zarr_index" in key]
     assert len(offsets) == len(set(offsets)), "what all need is read once"
+
+
+@pytest.mark.parametrize("query", [{"obs": ["cell-7", "cell-9000"]}, {"obs": [5, 3], "var": ["gene-7"]}], ids=str)
+def test_names_and_positions_take_three_round_trips(
+    stored: Path, atlas: ad.AnnData, query: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, store = opened(stored, monkeypatch)
+    selection = dataset.query(**query)
+    assert_equal(selection.to_memory(), as_stored(atlas)[query["obs"], query.get("var", slice(None))].copy())
+    assert store.n_waves <= 3
+    assert max(n for n, _ in selection.stats.by_array.values()) <= 2
+    positions, store = opened(stored, monkeypatch)
+    assert positions.query([5, 3]).count() == 2
+    assert store.keys == ["zarr.json"], "positions are counted without a read"
+
+
+@pytest.mark.parametrize("cells", ["cell_type == 'nobody'", []], ids=str)
+def test_nothing_of_a_few_genes_is_told_and_read_alike(
+    stored: Path, cells: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, store = opened(stored, monkeypatch)
+    selection = dataset.query(cells, var=["gene-3"], **X_ALONE)
+    plan = selection.explain()
+    store.forget()
+    assert selection.to_memory().shape == (0, 1)
+    assert plan.exact
+    assert (plan.n_requests, plan.n_bytes) == (len(store.calls), store.n_bytes)
+
+
+def test_a_gene_of_a_matrix_by_cell_takes_no_more_than_the_window(
+    atlas: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoded halves of chunks do not pile up until the other halves come."""
+    from lobster_zarr import sparse as reading
+
+    monkeypatch.setattr("lobster_zarr.fetch.WINDOW_BYTES", 20_000)
+    with tiny_chunks(chunk=CHUNK, shard_chunks=2_048, noted_chunks=128):
+        lz.convert(atlas, tmp_path / "a.zarr", gene_major=False, progress=False)
+    waiting: list[int] = []
+
+    class Watched(reading._Pairs):
+        def put(self, half, chunk_id, decoded):
+            found = super().put(half, chunk_id, decoded)
+            waiting.append(len(self._waiting))
+            return found
+
+    monkeypatch.setattr(reading, "_Pairs", Watched)
+    dataset = lz.open(tmp_path / "a.zarr", network=lz.Network(max_request_bytes=4_000))
+    answer = dataset.query(var=["gene-7"], **X_ALONE).to_memory()
+    assert (answer.X != as_stored(atlas)[:, ["gene-7"]].X).nnz == 0
+    assert len(waiting) > 1_500
+    assert max(waiting) < 60

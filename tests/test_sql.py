@@ -66,6 +66,9 @@ QUERIES = [
     "SELECT doublet, count(*) AS n FROM obs GROUP BY doublet ORDER BY n",
     "SELECT count(*) AS n FROM var WHERE mean < 0.5",
     "SELECT index FROM obs WHERE n_counts > 99999",
+    "SELECT count(*) AS n FROM obs WHERE 1 = 1",
+    "SELECT donor, count(*) AS n FROM obs WHERE true GROUP BY donor ORDER BY donor",
+    "SELECT count(*) AS n FROM obs WHERE 1 = 0",
 ]
 
 
@@ -100,4 +103,10 @@ def test_only_what_is_named_is_read(data: Dataset) -> None:
 )
 def test_what_cannot_be_run_is_told(data: Dataset, query: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
+        data.sql(query)
+
+
+@pytest.mark.parametrize("query", [None, 5, "\ud800"], ids=["None", "5", "surrogate"])
+def test_what_is_no_text_is_refused(data: Dataset, query: str) -> None:
+    with pytest.raises(InvalidPredicateError):
         data.sql(query)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from layouts import tiny_chunks
 
+import lobster_zarr as lz
 from lobster_zarr import predicate as predicates
 from lobster_zarr.errors import FormatError
 from lobster_zarr.grid import cdiv
@@ -160,3 +163,49 @@ def test_a_note_that_inflates_to_more_than_it_may_is_not_inflated() -> None:
     bomb = base64.b64encode(zlib.compress(bytes(50_000_000), 9)).decode()
     with pytest.raises(FormatError, match="chunk_sizes"):
         Note("obs/n", {"chunk_sizes": bomb}).array("chunk_sizes", "u4", (6,))
+
+
+N = 48
+ODD: dict[str, Any] = {
+    "id": 2**60 + np.arange(N) * 1_000 + 100,
+    "unsigned": (np.uint64(2**63) + np.arange(N, dtype="uint64")),
+    "flag": np.asarray([10, 12, 18] * 16),
+    "pos": np.arange(N),
+    "odd": np.asarray(["a"] * 40 + ["\U0010ffff" * 30] * 8, object),
+    "empty": pd.Categorical.from_codes([-1] * N, pd.Index([], dtype=object)),
+}
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        f"id == {2**60 + 12_100}",
+        f"id in [{2**60 + 12_100}, 3]",
+        f"id = {2**60 + 12_100} AND pos > 2",
+        f"unsigned == {2**63 + 7}",
+        "pos < 16 AND pos > AVG(pos)",
+        (pl.col("pos") < 16) & (pl.col("pos") > pl.col("pos").mean()),
+        (pl.col("pos") >= 40) & pl.Series(np.arange(N) % 2 == 0),
+        (pl.col("flag") & 4) == 4,
+        (pl.col("flag") | 1) == 11,
+        ~pl.col("pos") == -13,
+        "flag & 4 = 4",
+        "(flag & 4) <> 0 AND flag > 0",
+        {"odd": "\U0010ffff" * 30},
+        "empty.isna()",
+        "empty == 'a'",
+        "empty IS NULL AND pos = 3",
+    ],
+    ids=str,
+)
+def test_a_query_finds_what_pandas_and_polars_find(condition: Any) -> None:
+    adata = ad.AnnData(obs=pd.DataFrame(ODD, index=[f"cell-{i}" for i in range(N)]))
+    with tiny_chunks(chunk=CHUNK, noted_bytes=1 << 16):
+        lz.convert(adata, "memory://zones-odd", overwrite=True, progress=False)
+    kinds = dict.fromkeys(("id", "unsigned", "flag", "pos"), "number") | {"odd": "string", "empty": "category"}
+    parsed = predicates.parse(condition, kinds)
+    expected = np.flatnonzero(predicates.evaluate(parsed, frame_of(ODD)))
+    dataset = lz.open("memory://zones-odd")
+    assert list(dataset.query(condition).to_pandas().index) == [f"cell-{i}" for i in expected]
+    if isinstance(condition, str) and "==" not in condition and "isna" not in condition and " in " not in condition:
+        assert len(dataset.sql(f"SELECT obs WHERE {condition}")) == len(expected)
