@@ -106,6 +106,8 @@ class QueryPlan:
         What planning itself has read: predicate columns, offsets, shard indexes.
     notes
         What a reader should know: why a result is empty, what the store lacks.
+    reordered
+        Whether what was read in storage order comes back in another.
     """
 
     uri: str
@@ -117,6 +119,7 @@ class QueryPlan:
     spent_requests: int
     spent_bytes: int
     notes: tuple[str, ...] = field(default=())
+    reordered: bool = False
 
     @property
     def n_requests(self) -> int:
@@ -146,8 +149,9 @@ class QueryPlan:
 
     @property
     def memory_bytes(self) -> int:
-        """Peak memory: the result, and the encoded bytes under way at once."""
-        return sum(a.result_bytes for a in self.arrays) + min(self.n_bytes, WINDOW_BYTES)
+        """Peak memory: the result, once more where it is reordered, and the encoded bytes under way at once."""
+        result_bytes = sum(a.result_bytes for a in self.arrays)
+        return result_bytes * (2 if self.reordered else 1) + min(self.n_bytes, WINDOW_BYTES)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values."""

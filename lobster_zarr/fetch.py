@@ -174,7 +174,8 @@ class Fetcher:
         byte_range = None
         if request.start is not None and request.stop is not None:
             byte_range = RangeByteRequest(request.start, request.stop)
-        if byte_range and byte_range.end - byte_range.start > STREAM_BYTES and isinstance(self.store, UriStore):
+        long = byte_range is not None and byte_range.end - byte_range.start > STREAM_BYTES
+        if byte_range and long and isinstance(self.store, UriStore) and self.store.is_remote:
             await self._decode_as_it_arrives(self.store, request, byte_range, deliver, place)
             return
         body = await self.get(request.node.path, request.key, byte_range)

@@ -259,6 +259,7 @@ class Selection:
             spent_requests=self.stats.n_requests - before[0],
             spent_bytes=self.stats.n_bytes - before[1],
             notes=(*self._resolver.notes, *self._excess(rows, columns)),
+            reordered=rows.pending or rows.take is not None or columns.take is not None,
         )
 
     def _excess(self, rows: Axis, columns: Axis) -> Iterator[str]:

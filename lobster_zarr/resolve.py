@@ -73,9 +73,10 @@ class Resolver:
         if isinstance(selector, str | Mapping | pl.Expr) and not _is_name(selector, table):
             found = Runs(*runs(await self._matching(table, selector)))
             return Axis(found, None, pending=ordered and to_source and not self.reader.ascend(found))
-        names, place = await together(
-            self._names(table, wanted=_names_needed(selector)), self._places(wanted=sorted_rows and ordered)
-        )
+        named = _names_needed(selector)
+        # How many rows lie between two names is a matter of order, how many names there are is not.
+        placed = sorted_rows and (ordered or (named and isinstance(selector, slice)))
+        names, place = await together(self._names(table, wanted=named), self._places(wanted=placed))
         # Names say which rows are meant, wherever they lie; positions count in source order.
         in_source = names if names is None or place is None else names[place]
         source = positions(selector, in_source, table.n_rows, axis=table.path)

@@ -224,6 +224,11 @@ class UriStore(ObjectStore[Any]):
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether bytes arrive over a network, one after another."""
+        return self._where.scheme not in {"file", "memory"}
+
     async def stream(self, key: str, start: int, stop: int) -> AsyncIterator[bytes]:
         """Read a range of an object piece by piece, as it arrives. One request.
 

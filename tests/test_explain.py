@@ -172,3 +172,10 @@ def test_a_store_of_anndatas_own_is_told_what_it_lacks(
     assert ("places" in notes[0]) == ("obs" in query)
     assert notes[0] in str(plain)
     assert not [n for n in ours.notes if "by gene" in n]
+
+
+def test_a_result_that_is_reordered_is_in_memory_twice(atlas: ad.AnnData) -> None:
+    lz.convert(atlas, "memory://explain-reordered", sort_by=["cell_type"], progress=False)
+    data = lz.open("memory://explain-reordered")
+    stored, reordered = (data.query(order=order).explain().memory_bytes for order in ("storage", "source"))
+    assert 1.5 * stored < reordered <= 2 * stored

@@ -65,8 +65,8 @@ def test_selections_are_ones_anndata_takes(drawn: st.DataObject, adata: ad.AnnDa
     genes = drawn.draw(strategies.selections(adata.var_names))
     whole = oracle.stored(adata)
     got = oracle.sliced(whole, rows, genes)
-    if got.n_obs and got.n_vars:
-        oracle.assert_equal(oracle.stored(got), got)
+    kept = oracle.stored(got)  # categories of which none is left lose their dtype, once
+    oracle.assert_equal(oracle.stored(kept), kept)
     for index, wanted, kept in (
         (whole.obs_names, rows, got.obs_names),
         (whole.var_names, genes, got.var_names),
