@@ -121,7 +121,7 @@ class Dataset:
             found = [k for k in tree.nodes if k and "/" not in k]
             msg = f"{self.uri} is not an AnnData store: it has no obs and var, but {found}."
             raise FormatError(msg)
-        self.reader = StoreReader(fetcher, tree)
+        self.reader = StoreReader(fetcher, tree, self.uri)
 
     def without_notes(self) -> Dataset:
         """Return the same store as if nothing had been noted of its arrays, with stats of its own."""

@@ -22,6 +22,7 @@ from zarr.storage import MemoryStore
 from lobster_zarr.dense import read_array
 from lobster_zarr.errors import ChunkDecodeError, FormatError, UnsupportedError
 from lobster_zarr.fetch import together
+from lobster_zarr.identity import Identity
 from lobster_zarr.layout import COMPANION, DESCENTS, SOURCE_ORDER
 from lobster_zarr.plan import ArrayRead
 from lobster_zarr.sparse import SparseReader
@@ -78,10 +79,13 @@ class StoreReader:
         Of the store.
     tree
         The store's nodes.
+    uri
+        For messages.
     """
 
-    def __init__(self, fetcher: Fetcher, tree: Tree) -> None:
+    def __init__(self, fetcher: Fetcher, tree: Tree, uri: str = "") -> None:
         self.fetcher, self.tree = fetcher, tree
+        self.identity = Identity(uri, fetcher, tree)
         self.obs, self.var = TableReader(fetcher, tree, "obs"), TableReader(fetcher, tree, "var")
         self._sparse: dict[str, SparseReader] = {}
         self._order: np.ndarray | None = None

@@ -97,7 +97,7 @@ class Selection:
     def _run[T](self, work: Coroutine[Any, Any, T]) -> T:
         async def counted() -> T:
             with observed(self.stats):
-                return await work
+                return await self.reader.identity.guarded(work)
 
         return run(counted())
 

@@ -67,6 +67,7 @@ def execute(reader: StoreReader, query: str, tables: Mapping[str, Any]) -> pl.Da
     frames: dict[str, Any] = {"obs": scan(reader.obs), "var": scan(reader.var)}
     for name, table in tables.items():
         frames[name] = table if isinstance(table, pl.DataFrame | pl.LazyFrame) else pl.from_pandas(table)
+    run(reader.identity.check())
     rewritten = _TABLE_ALONE.sub(r"SELECT * FROM \1 ", query)
     try:
         with pl.SQLContext(frames) as context:

@@ -38,6 +38,7 @@ RINGS: dict[int, set[str]] = {
         "traffic",
         "decode",
         "fetch",
+        "identity",
     },  # talks to a network
     5: {"table", "sparse", "dense", "element"},  # one AnnData element each
     6: {

@@ -1,0 +1,85 @@
+"""Notices that a store was overwritten while it was open.
+
+What is kept of an open store (offsets, places of chunks, copies of small
+objects) would not fit what lies there now. Must not know AnnData.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from lobster_zarr.errors import ChunkDecodeError, ConflictError, FormatError, NotFoundError
+from lobster_zarr.tree import is_ours, read_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from lobster_zarr.fetch import Fetcher
+    from lobster_zarr.node import Tree
+
+FRESH_SECONDS = 30
+"""A store is not looked at again so soon."""
+
+
+@dataclass(eq=False)
+class Identity:
+    """The metadata that an open store had.
+
+    Parameters
+    ----------
+    uri
+        For messages.
+    fetcher
+        Of the store.
+    tree
+        What its metadata was.
+    """
+
+    uri: str
+    fetcher: Fetcher
+    tree: Tree
+    seen: float = field(default_factory=time.monotonic)
+
+    async def check(self, *, now: bool = False) -> None:
+        """Read the root metadata again, where that was long ago: one request, beside those of a query.
+
+        Parameters
+        ----------
+        now
+            However recently it was read: something does not fit.
+
+        Raises
+        ------
+        ConflictError
+            The store is another than the one that was opened, or gone.
+        """
+        if not is_ours(self.tree) or (not now and time.monotonic() - self.seen < FRESH_SECONDS):
+            return
+        self.seen = time.monotonic()
+        try:
+            same = (await read_tree(self.fetcher.store, self.uri)).nodes == self.tree.nodes
+        except (NotFoundError, FormatError):
+            same = False
+        if not same:
+            self.seen = float("-inf")  # whoever asks next is told as well
+            msg = f"{self.uri} was overwritten, or removed, since it was opened; open it again."
+            raise ConflictError(msg)
+
+    async def guarded[T](self, work: Coroutine[Any, Any, T]) -> T:
+        """Do some work on the store and check meanwhile; what seems damaged may be another store by now.
+
+        Raises
+        ------
+        ConflictError
+            As :meth:`check`.
+        """
+        done, stale = await asyncio.gather(work, self.check(), return_exceptions=True)
+        if isinstance(done, ChunkDecodeError | FormatError) and stale is None:
+            (stale,) = await asyncio.gather(self.check(now=True), return_exceptions=True)
+        for failure in (stale, done):
+            if isinstance(failure, BaseException):
+                raise failure
+        return cast("T", done)
