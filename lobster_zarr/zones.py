@@ -188,7 +188,9 @@ class Zones:
             near = np.concatenate([near, np.nextafter(near, kind.type(-np.inf)), np.nextafter(near, kind.type(np.inf))])
             return pl.Series(np.unique(near[~np.isnan(near)]))
         limits = np.iinfo(kind)
-        near_marks = {int(w) for m in marks if np.isfinite(m) for w in (np.floor(m), np.ceil(m))}
+        # A whole number beyond 2^53 is compared with a float as the next float to it.
+        next_to = [marks, np.nextafter(marks, -np.inf), np.nextafter(marks, np.inf)]
+        near_marks = {int(w) for m in np.concatenate(next_to) if np.isfinite(m) for w in (np.floor(m), np.ceil(m))}
         exact = {c for c in constants if isinstance(c, int)}  # which a float may round
         low_end, high_end = int(limits.min), int(limits.max)
         whole = {min(max(int(m) + d, low_end), high_end) for m in near_marks | exact for d in (-1, 0, 1)}
@@ -280,7 +282,7 @@ def _constants(expression: pl.Expr) -> list[Any] | None:
     if expression.meta.is_literal():
         values = pl.select(expression).to_series()
         values = values.explode() if isinstance(values.dtype, pl.List | pl.Array) else values
-        given = [float(v) if isinstance(v, Decimal) else v for v in values.to_list()]
+        given = [_plain(v) if isinstance(v, Decimal) else v for v in values.to_list()]
         return given if all(isinstance(v, bool | int | float | str | None) for v in given) else None
     operands = expression.meta.pop()[::-1]
     if len(operands) == 2 and _is_whole(operands[1]):  # one of some integers, and an integer
@@ -290,6 +292,10 @@ def _constants(expression: pl.Expr) -> list[Any] | None:
         return None
     parts = [_constants(operand) for operand in operands]
     return None if None in parts else [c for part in parts if part is not None for c in part]
+
+
+def _plain(value: Decimal) -> int | float:
+    return int(value) if value == value.to_integral_value() else float(value)
 
 
 def _is_truth(expression: pl.Expr) -> bool:
