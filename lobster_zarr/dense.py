@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 async def read_array(
-    fetcher: Fetcher, node: ArrayNode, rows: Runs | None = None, columns: Runs | None = None
+    fetcher: Fetcher,
+    node: ArrayNode,
+    rows: Runs | None = None,
+    columns: Runs | None = None,
+    place: np.ndarray | None = None,
 ) -> np.ndarray:
     """Read an array, or the chunks of it that hold some rows and columns.
 
@@ -31,11 +35,13 @@ async def read_array(
         The array.
     rows, columns
         Positions along the first and second axis; None for all.
+    place : ndarray of int64, shape (n_rows,), or None
+        Where each row goes in the result, of all of them; None to keep their order.
 
     Returns
     -------
     ndarray
-        Of the node's dtype, rows and columns in storage order. Cost:
+        Of the node's dtype, rows and columns in storage order, or in that of `place`. Cost:
         O(touched chunks).
     """
     if not node.shape:
@@ -53,20 +59,22 @@ async def read_array(
             axis.within(at * c, min((at + 1) * c, n))
             for axis, at, c, n in zip(axes, grid.chunk_coords(chunk_id), grid.chunk, grid.shape, strict=True)
         ]
-        target = tuple(pair[1] for pair in pairs)
+        target: tuple[slice | np.ndarray, ...] = tuple(pair[1] for pair in pairs)
+        if place is not None:
+            target = (place[target[0]], *target[1:])
         if sum(not isinstance(inside, slice) for inside, _ in pairs) < 2:
             out[target] = chunk[tuple(inside for inside, _ in pairs)]
         else:
             out[target] = chunk[np.ix_(*(_spread(inside) for inside, _ in pairs))]
 
-    places = _whole_chunks(node, axes[0], chunk_ids) if len(axes) == 1 else {}
+    places = _whole_chunks(node, axes[0], chunk_ids) if len(axes) == 1 and place is None else {}
     length = grid.chunk[0]
 
-    def place(chunk_id: int) -> np.ndarray | None:
+    def in_place(chunk_id: int) -> np.ndarray | None:
         at = places.get(chunk_id)
         return None if at is None else out[at : at + length]
 
-    await fetcher.chunks(node, chunk_ids, deliver, place)
+    await fetcher.chunks(node, chunk_ids, deliver, in_place)
     return out
 
 

@@ -100,6 +100,11 @@ class StoreReader:
         """Whether :meth:`source_order` needs no request."""
         return self._order is not None
 
+    async def prefetch_order(self) -> None:
+        """Read the source order of all rows, once."""
+        if not self.knows_order:
+            await self.source_order()
+
     async def source_order(self, rows: Runs | None = None) -> np.ndarray:
         """Read the source position of each stored row: int64. Only of a sorted store."""
         if self._order is not None:
@@ -144,7 +149,14 @@ class StoreReader:
             self._sparse[path] = SparseReader(self.fetcher, self.tree, path)
         return self._sparse[path]
 
-    async def matrix(self, path: str, rows: Runs | None, columns: Runs | None, layout: Layout | None = None) -> Matrix:
+    async def matrix(
+        self,
+        path: str,
+        rows: Runs | None,
+        columns: Runs | None,
+        layout: Layout | None = None,
+        place: np.ndarray | None = None,
+    ) -> Matrix:
         """Read a matrix by rows and columns, both in storage order.
 
         Parameters
@@ -156,6 +168,8 @@ class StoreReader:
         layout
             One of :meth:`layouts` for the same rows and columns; None for the
             cheapest.
+        place : ndarray of int64, shape (n_rows,), or None
+            With all rows and columns: where each row goes in the result.
 
         Returns
         -------
@@ -163,10 +177,10 @@ class StoreReader:
             In the format that it is stored in.
         """
         if not self.is_sparse(path):
-            return await read_array(self.fetcher, self.dense(path), rows, columns)
+            return await read_array(self.fetcher, self.dense(path), rows, columns, place)
         best = layout or (await self.layouts(path, rows, columns))[0]
         reader, (majors, minors) = best.reader, orient(best.reader, rows, columns)
-        parts = await reader.read_projected(majors, minors) if minors else await reader.read(majors)
+        parts = await reader.read_projected(majors, minors) if minors else await reader.read(majors, place)
         n_major, n_minor = self._extent(reader, majors, minors)
         built = _build(parts, n_major, n_minor, row_major=reader.row_major)
         return built.asformat("csr" if self.sparse(path).row_major else "csc")
@@ -216,7 +230,8 @@ class StoreReader:
         main, companion = self.sparse(path), f"{path}/{COMPANION}"
         by_gene = columns is not None and self.is_sparse(companion)
         wanted = [self._prefetch_companion(companion, rows, ordered=ordered)] if by_gene else []
-        if orient(main, rows, columns)[0] is not None and not (by_gene and few_columns):
+        reordered = ordered and rows is None and columns is None
+        if reordered or (orient(main, rows, columns)[0] is not None and not (by_gene and few_columns)):
             wanted.append(main.prepare())
         await together(*wanted)
 

@@ -173,7 +173,10 @@ class Selection:
         genes, cells = (n_named(s, t) / max(t.n_rows, 1) for s, t in ((self.var, data.var), (self.obs, data.obs)))
         few = genes <= min(FEW_GENES, cells)
         wanted = ((p.path, _runs(p.rows), _runs(p.columns)) for p in matrices)
-        await together(*(self.reader.prefetch(*w, few_columns=few, ordered=ordered) for w in wanted))
+        work = [data.prefetch(*w, few_columns=few, ordered=ordered) for w in wanted]
+        if ordered and self.obs is None and self.var is None:  # else it comes with the offsets of the genes
+            work.append(data.prefetch_order())
+        await together(*work)
 
     def _parts(self, rows: Axis, columns: Axis) -> list[Part]:
         """Everything that is read but obs and var."""
@@ -197,10 +200,20 @@ class Selection:
         chosen: Names = getattr(self.projection, parent)
         return self.reader.tree.children(parent) if chosen is None else chosen
 
+    def _in_place(self, part: Part) -> bool:
+        """Whether all rows of a matrix can go straight to their places in source order, without a second copy."""
+        if part.whole or part.rows is None or part.rows.runs is not None or not part.rows.pending:
+            return False
+        whole_width = part.columns is None or (part.columns.runs is None and part.columns.take is None)
+        sparse = self.reader.is_sparse(part.path)
+        return whole_width and part.columns is not part.rows and (not sparse or self.reader.sparse(part.path).row_major)
+
     async def _read_part(self, part: Part) -> Any:
         rows, columns = part.rows, part.columns
         if not part.whole:
             layout = self._ways[part.path][0] if part.path in self._ways else None
+            if self._in_place(part):
+                return await self.reader.matrix(part.path, None, None, layout, await self.reader.source_order())
             value = await self.reader.matrix(part.path, _runs(rows), _runs(columns), layout)
             value = value if rows is None else rows.arrange(value)
             return value if columns is None or columns.take is None else value[:, columns.take]
@@ -220,7 +233,8 @@ class Selection:
             *(self._read_part(part) for part in parts),
         )
         if rows.pending:
-            values = [part.arrange(value, rows, final) for part, value in zip(parts, values, strict=True)]
+            read = zip(parts, values, strict=True)
+            values = [v if self._in_place(part) else part.arrange(v, rows, final) for part, v in read]
         results = dict(zip((p.path for p in parts), values, strict=True))
         try:
             return await asyncio.to_thread(self._assemble, final.arrange(obs), columns.arrange(var), results)
@@ -259,7 +273,9 @@ class Selection:
             spent_requests=self.stats.n_requests - before[0],
             spent_bytes=self.stats.n_bytes - before[1],
             notes=(*self._resolver.notes, *self._excess(rows, columns)),
-            reordered=rows.pending or rows.take is not None or columns.take is not None,
+            reordered=rows.take is not None
+            or columns.take is not None
+            or (rows.pending and any(not (part.whole or self._in_place(part)) for part in self._parts(rows, columns))),
         )
 
     def _excess(self, rows: Axis, columns: Axis) -> Iterator[str]:

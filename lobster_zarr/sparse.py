@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lobster_zarr.node import ArrayNode, Tree
 
 Half = Literal["values", "indices"]
+FEW_SLICES = 64
+"""So many slices of a chunk are copied one by one, more of them value by value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,14 +178,18 @@ class SparseReader:
                 self._first = first
         return self._first
 
-    async def read(self, major: Runs | None = None) -> Compressed:
+    async def read(self, major: Runs | None = None, place: np.ndarray | None = None) -> Compressed:
         """Read whole major slices. O(their chunks); memory: the result.
 
         Parameters
         ----------
         major
             Runs of major positions; None for all.
+        place : ndarray of int64, shape (n_major,), or None
+            Where each slice goes in the result, of all of them; None to keep their order.
         """
+        if place is not None:
+            return await self._read_placed(place)
         spans = Runs.whole(self.nnz) if major is None else (await self._spans(major, None))[0]
         values, indices, indptr = await together(
             read_array(self.fetcher, self.values, spans),
@@ -194,6 +200,37 @@ class SparseReader:
         if major is not None:
             _, indptr = await self._spans(major, None)
         return Compressed(values, indices, indptr)
+
+    async def _read_placed(self, place: np.ndarray) -> Compressed:
+        """Read everything, each major slice straight to its place in another order."""
+        indptr = await self.indptr()
+        lengths = np.empty(self.n_major, np.int64)
+        lengths[place] = np.diff(indptr)
+        offsets = _cumulated(lengths)
+        targets = offsets[place]
+
+        async def read(node: ArrayNode) -> np.ndarray:
+            out, chunk = np.empty(self.nnz, node.dtype), node.grid.chunk[0]
+
+            def deliver(chunk_id: int, decoded: np.ndarray) -> None:
+                begin, end = chunk_id * chunk, min((chunk_id + 1) * chunk, self.nnz)
+                first, last = np.searchsorted(indptr, begin, "right") - 1, np.searchsorted(indptr, end, "left")
+                starts, stops = np.maximum(indptr[first:last], begin), np.minimum(indptr[first + 1 : last + 1], end)
+                at = targets[first:last] + starts - indptr[first:last]
+                if len(at) > FEW_SLICES:
+                    out[expand_runs(at, at + stops - starts)] = decoded[: end - begin]
+                    return
+                for to, start, stop in zip(
+                    at.tolist(), (starts - begin).tolist(), (stops - begin).tolist(), strict=True
+                ):
+                    out[to : to + stop - start] = decoded[start:stop]
+
+            await self.fetcher.chunks(node, np.arange(node.grid.n_chunks), deliver)
+            return out
+
+        values, indices = await together(read(self.values), read(self.indices))
+        self._check_range(indices)
+        return Compressed(values, indices, offsets)
 
     def _check_range(self, indices: np.ndarray) -> None:
         """Refuse positions off the axis; a store of this package was verified by its checksums."""

@@ -87,6 +87,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "scattered": {"obs": "n_counts < 50"},
     "gene": {"var": ["gene-7"], **X_ALONE},
     "genes of a cell type": {"obs": "cell_type == 'T cell'", "var": MARKERS, **X_ALONE},
+    "everything": {},
     "obs": {"X": False, "obsm": [], "uns": False, "var_columns": []},
 }
 # Requests with the root's, and of the same question asked again: what a plan needs is known by then.
@@ -96,12 +97,14 @@ COSTS: dict[tuple[str, str], tuple[int, int]] = {
     ("sorted", "scattered"): (15, 13),
     ("sorted", "gene"): (5, 3),
     ("sorted", "genes of a cell type"): (6, 3),
+    ("sorted", "everything"): (10, 7),
     ("sorted", "obs"): (5, 3),
     ("unsorted", "cell type"): (10, 8),
     ("unsorted", "cell type, X"): (6, 4),
     ("unsorted", "scattered"): (13, 11),
     ("unsorted", "gene"): (5, 3),
     ("unsorted", "genes of a cell type"): (105, 102),
+    ("unsorted", "everything"): (10, 8),
     ("unsorted", "obs"): (5, 4),
 }
 
