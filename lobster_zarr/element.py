@@ -89,6 +89,7 @@ class StoreReader:
         self.obs, self.var = TableReader(fetcher, tree, "obs"), TableReader(fetcher, tree, "var")
         self._sparse: dict[str, SparseReader] = {}
         self._order: np.ndarray | None = None
+        self._order_lock = asyncio.Lock()
 
     @property
     def is_sorted(self) -> bool:
@@ -102,20 +103,26 @@ class StoreReader:
 
     async def prefetch_order(self) -> None:
         """Read the source order of all rows, once."""
-        if not self.knows_order:
-            await self.source_order()
+        await self.source_order()
 
     async def source_order(self, rows: Runs | None = None) -> np.ndarray:
-        """Read the source position of each stored row: int64. Only of a sorted store."""
-        if self._order is not None:
-            return self._order if rows is None else self._order[rows.positions()]
+        """Read the source position of each stored row: int64. Only of a sorted store.
+
+        That of all rows is read once, however many ask for it at the same time.
+        """
+        if rows is None:
+            async with self._order_lock:
+                if self._order is None:
+                    self._order = await self._read_order(None)
+                return self._order
+        return await self._read_order(rows) if self._order is None else self._order[rows.positions()]
+
+    async def _read_order(self, rows: Runs | None) -> np.ndarray:
         node = self.tree.array(f"obs/{SOURCE_ORDER}")
         if node.shape != (self.obs.n_rows,):
             msg = f"{node.path!r} has the shape {node.shape}, obs {self.obs.n_rows:,} rows; the store is damaged."
             raise FormatError(msg)
-        order = await read_array(self.fetcher, node, rows)
-        self._order = order if rows is None else self._order
-        return order
+        return await read_array(self.fetcher, node, rows)
 
     def ascend(self, rows: Runs) -> bool:
         """Whether rows are known, without a request, to be in source order as they are stored."""

@@ -10,7 +10,6 @@ import itertools
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import warnings
 from contextlib import contextmanager
@@ -292,15 +291,6 @@ def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Exchange, "take", noted)
     return n_buckets
-
-
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where conversions of this process put their scratch files."""
-    path = tmp_path / "scratch"
-    path.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(path))
-    return path
 
 
 @pytest.mark.parametrize("dense_x", [False, True], ids=["sparse", "dense"])

@@ -221,3 +221,16 @@ def test_a_gene_of_a_matrix_by_cell_takes_no_more_than_the_window(
     assert (answer.X != as_stored(atlas)[:, ["gene-7"]].X).nnz == 0
     assert len(waiting) > 1_500
     assert max(waiting) < 60
+
+
+def test_the_order_of_all_rows_is_read_once(atlas: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a store whose companion is too small for an index, which would hold it too."""
+    with tiny_chunks(chunk=CHUNK, shard_chunks=2_048, noted_chunks=10_000):
+        lz.convert(atlas, tmp_path / "a.zarr", sort_by=["cell_type"], progress=False)
+    dataset, store = opened(tmp_path / "a.zarr", monkeypatch)
+    selection = dataset.query(var=["gene-7"])
+    plan = selection.explain()
+    store.forget()
+    assert_equal(selection.to_memory(), as_stored(atlas)[:, ["gene-7"]].copy(), sparse_layout="any")
+    assert sum("source_order" in key for key in store.keys) == 1
+    assert (plan.n_requests, plan.n_bytes) == (len(store.calls), store.n_bytes)
