@@ -11,7 +11,6 @@ import asyncio
 import json
 import threading
 from base64 import b64encode
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,11 +18,13 @@ from zarr.core.buffer import default_buffer_prototype
 
 from lobster_zarr.errors import ConflictError, StorageError
 from lobster_zarr.layout import MARKER, NOTED_OBJECT, NOTED_OBJECTS
+from lobster_zarr.loop import run, submit
 from lobster_zarr.noted import ATTRIBUTE, OBJECT
-from lobster_zarr.store import display_uri, open_store, run
+from lobster_zarr.store import display_uri, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from concurrent.futures import Future
     from types import TracebackType
 
     from zarr.abc.store import Store
@@ -88,7 +89,9 @@ class Commit:
         self._nodes: dict[str, dict[str, Any]] = {}
         self._keys: list[str] = []
         self._window = _Window(IN_FLIGHT_BYTES)
-        self._pool = ThreadPoolExecutor(UPLOADS, "lobster-zarr-put")
+        self._gate = asyncio.Semaphore(UPLOADS)
+        self._under_way: set[asyncio.Task[Any] | None] = set()
+        self._closed = False
         self._errors: list[BaseException] = []
         self._finished = False
 
@@ -110,10 +113,10 @@ class Commit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=not self._finished)
         if self._finished:
             return
         try:
+            run(self._settle())
             run(self._delete([*self._keys, MARKER]))
         except StorageError as failure:
             if error is None:
@@ -192,21 +195,32 @@ class Commit:
         self._check()
         self._window.acquire(len(payload))
         self._note(key, payload)
-        future = self._pool.submit(self._put_now, key, payload)
-        future.add_done_callback(lambda done: self._done(done, len(payload)))
+        submit(self._upload(key, payload)).add_done_callback(lambda done: self._done(done, len(payload)))
 
     def _note(self, key: str, payload: bytes) -> None:
         self._keys.append(key)
         self.n_objects += 1
         self.stored_bytes += len(payload)
 
-    def _put_now(self, key: str, payload: bytes) -> None:
-        buffer = default_buffer_prototype().buffer.from_bytes(payload)
-        run(self.store.set(key, buffer))
+    async def _upload(self, key: str, payload: bytes) -> None:
+        task = asyncio.current_task()
+        self._under_way.add(task)
+        try:
+            async with self._gate:
+                if not self._closed:
+                    await self.store.set(key, default_buffer_prototype().buffer.from_bytes(payload))
+        finally:
+            self._under_way.discard(task)
 
     def _put_alone(self, key: str, payload: bytes) -> None:
-        # On a thread of the pool, which clean-up waits for: a cancelled request may still arrive, after its deletion.
-        self._pool.submit(self._put_now, key, payload).result()
+        # Not `run`, which an interrupt cancels: a cancelled request may still arrive, after its deletion.
+        submit(self._upload(key, payload)).result()
+
+    async def _settle(self) -> None:
+        """Begin no upload any more, and wait for those under way. All that were submitted have begun by now."""
+        self._closed = True
+        while self._under_way:
+            await asyncio.wait([task for task in self._under_way if task])
 
     def _done(self, future: Future[None], n_bytes: int) -> None:
         self._window.release(n_bytes)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from concurrent.futures import Future
 
 _loops: dict[int, asyncio.AbstractEventLoop] = {}  # by process id: threads do not survive a fork
 
@@ -45,6 +46,11 @@ def run[T](coroutine: Coroutine[Any, Any, T]) -> T:
         loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
         raise
     return tasks[0].result()
+
+
+def submit[T](coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Start a coroutine on that loop without waiting; one that is run later starts after it."""
+    return asyncio.run_coroutine_threadsafe(coroutine, _background_loop())
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
