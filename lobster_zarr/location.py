@@ -69,6 +69,11 @@ class Location:
         login, query = f"{self.userinfo}@" if self.userinfo else "", f"?{self.query}" if self.query else ""
         return f"{self.scheme}://{login}{self.root}/{self.prefix}{query}"
 
+    @property
+    def is_secret(self) -> bool:
+        """Whether the URI in full holds a password or a signature."""
+        return bool(self.query or self.userinfo)
+
     def check(self) -> None:
         """Refuse what cannot be opened, and credentials where they would be shown."""
         if self.scheme not in _SCHEMES:
@@ -124,6 +129,11 @@ class Access:
     def public(self) -> dict[str, Any]:
         """The fields that may be shown and sent."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
+
+    def secrets(self) -> dict[str, str]:
+        """The fields that were given and may not be."""
+        secret = {f.name: getattr(self, f.name) for f in fields(self) if not f.repr}
+        return {name: value for name, value in secret.items() if value is not None}
 
     def check_endpoint(self) -> None:
         """Refuse what is no endpoint, or would send secrets in the clear."""

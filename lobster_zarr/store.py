@@ -18,6 +18,7 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store
 from zarr.storage import ObjectStore, ZipStore
 
 from lobster_zarr import errors
+from lobster_zarr.agent import borrow, lend
 from lobster_zarr.location import Access, Location, check_key, display_uri, is_local, local_path
 from lobster_zarr.loop import run
 from lobster_zarr.rawfile import open_file
@@ -122,8 +123,9 @@ class UriStore(ObjectStore[Any]):
 
     Failures raise this package's errors. Keys cannot leave the URI. Neither its
     text nor its pickle holds credentials: a pickle carries the URI without user
-    and query, and the options that are not secret, and takes credentials from
-    the environment where it is loaded.
+    and query, and the options that are not secret. Where it is loaded, those that
+    were passed here are asked for at this process (`lobster_zarr.agent`), if it
+    still runs on the same machine; else the environment there has to have some.
 
     Parameters
     ----------
@@ -165,12 +167,15 @@ class UriStore(ObjectStore[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         uri = str(Path(self._where.root).absolute()) if self._where.scheme == "file" else str(self)
-        return {"uri": uri, "options": self._access.public(), "read_only": self.read_only}
+        secret = self._access.secrets() | ({"uri": self._where.url} if self._where.is_secret else {})
+        lent = lend(secret) if secret else ""
+        return {"uri": uri, "options": self._access.public(), "read_only": self.read_only, "lent": lent}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        options = dict(state["options"])
+        options, secret = dict(state["options"]), borrow(state["lent"])
+        uri = secret.pop("uri", state["uri"])
         client = {"client_kwargs": {"verify": options.pop("verify")}}
-        self.__dict__.update(UriStore(state["uri"], options | client, read_only=state["read_only"]).__dict__)
+        self.__dict__.update(UriStore(uri, options | client | secret, read_only=state["read_only"]).__dict__)
 
     @property
     @override
@@ -196,7 +201,7 @@ class UriStore(ObjectStore[Any]):
                 raise
             attempt = Attempt(operation, key, self._where, self._access, content)
             # obstore's text holds the URL as it was sent, signature and all.
-            cause = None if self._where.query or self._where.userinfo else error
+            cause = None if self._where.is_secret else error
             raise await asyncio.to_thread(attempt.failure, error) from cause
 
     async def explain_missing(self) -> errors.StorageError | None:

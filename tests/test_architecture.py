@@ -28,6 +28,7 @@ RINGS: dict[int, set[str]] = {
     2: {"noted", "zones", "node", "layout", "predicate", "_clause", "_python", "_sql", "_source"},  # pure model
     3: {"plan"},  # pure planning
     4: {
+        "agent",
         "location",
         "refusal",
         "loop",

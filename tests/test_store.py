@@ -661,17 +661,47 @@ def test_no_text_and_no_pickle_holds_a_secret(uri, options, monkeypatch):
     assert str(twin) == str(store) == display_uri(uri)
 
 
-def test_a_pickle_keeps_what_is_not_secret(s3, bucket, monkeypatch):
-    options = {**s3.storage_options, "requester_pays": True}
-    put(open_store(bucket, options, read_only=False), "k")
-    pickled = pickle.dumps(open_store(bucket, options))
-    with pytest.raises(errors.CredentialsError):
-        unpickle(pickled)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.key)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret)
-    twin = unpickle(pickled)
-    assert get(twin, "k") == CONTENT
-    assert twin.read_only
+LOADED = """
+import pickle, sys
+from lobster_zarr.store import run
+from zarr.core.buffer import default_buffer_prototype
+
+store = pickle.loads(sys.stdin.buffer.read())
+print(run(store.get("k", default_buffer_prototype())).to_bytes() == b"content", store.read_only)
+"""
+
+
+def loaded_elsewhere(pickled, **environment):
+    """What another process reads through a pickled store; its error where it cannot."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED],
+        check=False,
+        input=pickled,
+        capture_output=True,
+        env=dict(os.environ) | environment,
+    )
+    return done.stdout.decode() or done.stderr.decode()
+
+
+def test_another_process_borrows_what_a_pickle_does_not_hold(s3, bucket):
+    user = s3.user(f"lender-{bucket[5:]}", "s3:*")
+    with s3.enforced_access():
+        options = s3.storage_options | user | {"requester_pays": True}
+        put(open_store(bucket, options, read_only=False), "k", b"content")
+        pickled = pickle.dumps(open_store(bucket, options))
+        assert not [text for text in user.values() if text.encode() in pickled]
+        assert pickled == pickle.dumps(open_store(bucket, options))
+        assert loaded_elsewhere(pickled).split() == ["True", "True"]
+
+
+def test_without_its_lender_a_pickle_takes_credentials_from_the_environment(s3, bucket):
+    put(open_store(bucket, s3.storage_options, read_only=False), "k", b"content")
+    pickled = pickle.dumps(open_store(bucket, s3.storage_options))
+    reference = open_store(bucket, s3.storage_options).__getstate__()["lent"].encode()
+    orphan = pickled.replace(reference, b"x" * len(reference))
+    assert "CredentialsError" in loaded_elsewhere(orphan)
+    keys = {"AWS_ACCESS_KEY_ID": s3.key, "AWS_SECRET_ACCESS_KEY": s3.secret}
+    assert loaded_elsewhere(orphan, **keys).split() == ["True", "True"]
 
 
 def test_a_relative_path_is_pickled_whole(tmp_path, monkeypatch):

@@ -1,0 +1,110 @@
+"""Lends secrets to other processes of the same user on the same machine, as ssh-agent does.
+
+What was passed to this process as `storage_options` must not travel in a
+pickle or a task graph. A pickle holds a reference instead: a socket that only
+this user can open, and a number; the process that loads it asks there.
+Nothing is written to disk or sent over a network, and with the lending
+process the loan ends. Must not know what the secrets are for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import socketserver
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_ANSWER_SECONDS = 10
+_IS_POSSIBLE = hasattr(socket, "AF_UNIX")
+
+
+class _Agent:
+    """Answers with a secret whoever knows its number and may open the socket."""
+
+    def __init__(self) -> None:
+        self._lent: dict[str, str] = {}  # number to the secrets as JSON
+        directory = tempfile.mkdtemp(prefix="lobster-zarr-agent-")  # mode 0700
+        self._path = str(Path(directory, "socket"))
+        lent = self._lent
+
+        class Answer(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                number = self.rfile.readline(100).strip().decode("ascii", "replace")
+                self.wfile.write(lent.get(number, "").encode())
+
+        class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+            daemon_threads = True
+
+        server = Server(self._path, Answer)
+        threading.Thread(target=server.serve_forever, name="lobster-zarr-agent", daemon=True).start()
+        atexit.register(_remove, directory, os.getpid())
+
+    def lend(self, document: str) -> str:
+        for number, lent in list(self._lent.items()):
+            if lent == document:  # so that what is pickled twice is the same
+                return f"{self._path}#{number}"
+        number = secrets.token_hex(16)
+        self._lent[number] = document
+        return f"{self._path}#{number}"
+
+
+def _remove(directory: str, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child has the same exit handlers
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@cache
+def _agent() -> _Agent:
+    return _Agent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_agent.cache_clear)
+
+
+def lend(what: Mapping[str, Any]) -> str:
+    """Keep some secrets for who asks, and return the reference to ask with, that holds none of them.
+
+    Parameters
+    ----------
+    what
+        Names to texts, or None.
+
+    Returns
+    -------
+    str
+        Empty where the system has no sockets of its own for one user.
+    """
+    return _agent().lend(json.dumps(dict(what), sort_keys=True)) if _IS_POSSIBLE else ""
+
+
+def borrow(reference: str) -> dict[str, Any]:
+    """Ask for what was lent under a reference.
+
+    Returns
+    -------
+    dict
+        Empty where the lender is gone, or on another machine.
+    """
+    path, _, number = reference.rpartition("#")
+    if not path or not _IS_POSSIBLE:
+        return {}
+    with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.settimeout(_ANSWER_SECONDS)
+        line.connect(path)
+        line.sendall(number.encode() + b"\n")
+        answer: dict[str, Any] = json.loads(b"".join(iter(lambda: line.recv(65536), b"")))
+        return answer
+    return {}
