@@ -25,17 +25,17 @@ from lobster_zarr.layout import FORMAT_VERSION
 from lobster_zarr.noted import ATTRIBUTE
 from lobster_zarr.projection import Names, Order, Projection
 from lobster_zarr.query import Selection
+from lobster_zarr.reading import Reading
+from lobster_zarr.reopen import open_reader
 from lobster_zarr.report import parse_size
 from lobster_zarr.sql import execute
-from lobster_zarr.store import display_uri, open_store, run
+from lobster_zarr.store import open_store
 from lobster_zarr.summary import StoreInfo, summarize
-from lobster_zarr.tree import is_ours, read_tree
 
 if TYPE_CHECKING:
     import anndata as ad
     import polars as pl
 
-    from lobster_zarr.node import Tree
     from lobster_zarr.table import TableReader
     from lobster_zarr.traffic import Stats
 
@@ -70,19 +70,7 @@ def open(
     StorageError
         The storage refused, or could not be reached.
     """
-    store = open_store(uri, storage_options)
-    tree = run(read_tree(store, os.fspath(uri)))
-    noted = tree.attributes("").get(ATTRIBUTE)
-    stored = noted.get("stored_bytes") if isinstance(noted, Mapping) else None
-    sizes = stored if isinstance(stored, dict) else None
-    fetcher = Fetcher(
-        store,
-        network=network or Network(),
-        strict=is_ours(tree),
-        stored_bytes=sizes,
-        objects=tree.noted_objects(),
-    )
-    return Dataset(os.fspath(uri), fetcher, tree)
+    return Dataset(open_reader(open_store(uri, storage_options), os.fspath(uri), network or Network()))
 
 
 class Dataset:
@@ -90,19 +78,18 @@ class Dataset:
 
     Made by :func:`lobster_zarr.open`.
 
+    Its pickle is small and holds no credentials; the process that loads it opens the store, once.
+
     Parameters
     ----------
-    uri
-        Where it is.
-    fetcher
-        Reads its chunks.
-    tree
-        Its nodes.
+    reader
+        Reads the elements of the store.
     """
 
-    def __init__(self, uri: str, fetcher: Fetcher, tree: Tree) -> None:
-        self.uri = display_uri(uri)
-        self.fetcher, self.tree = fetcher, tree
+    def __init__(self, reader: StoreReader) -> None:
+        self.reader, self.uri = reader, reader.uri
+        self.fetcher, self.tree = reader.fetcher, reader.tree
+        tree = self.tree
         encoding = tree.encoding("")
         if encoding == "MuData":
             msg = f"{self.uri} is a MuData store, which is not supported yet; open a modality: {self.uri}/mod/<name>."
@@ -121,12 +108,14 @@ class Dataset:
             found = [k for k in tree.nodes if k and "/" not in k]
             msg = f"{self.uri} is not an AnnData store: it has no obs and var, but {found}."
             raise FormatError(msg)
-        self.reader = StoreReader(fetcher, tree, self.uri)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Dataset, (self.reader,)
 
     def without_notes(self) -> Dataset:
         """Return the same store as if nothing had been noted of its arrays, with stats of its own."""
         bare = Fetcher(self.fetcher.store, network=self.fetcher.network, strict=self.fetcher.strict, noted=False)
-        return Dataset(self.uri, bare, self.tree.without_notes())
+        return Dataset(StoreReader(bare, self.tree.without_notes(), self.uri))
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -254,7 +243,7 @@ class Dataset:
         _check_names("var", projection.var_columns, self.var.columns)
         most_bytes = None if max_bytes is None else parse_size(max_bytes, "max_bytes")
         memory_bytes = None if memory_limit is None else parse_size(memory_limit, "memory_limit")
-        return Selection(self.reader, self.uri, obs, var, order, projection, most_bytes, memory_bytes)
+        return Selection(Reading(self.reader, obs, var, order, projection, most_bytes, memory_bytes))
 
     def sql(self, query: str, **tables: Any) -> pl.DataFrame:
         """Run SQL over ``obs`` and ``var``: only the columns and rows that it needs are read.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from lobster_zarr.identity import Identity
 from lobster_zarr.layout import COMPANION, DESCENTS, SOURCE_ORDER
 from lobster_zarr.plan import ArrayRead
 from lobster_zarr.sparse import SparseReader
+from lobster_zarr.store import display_uri
 from lobster_zarr.table import TableReader
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class StoreReader:
     """
 
     def __init__(self, fetcher: Fetcher, tree: Tree, uri: str = "") -> None:
-        self.fetcher, self.tree = fetcher, tree
+        self.fetcher, self.tree, self.uri = fetcher, tree, display_uri(uri)
         self.identity = Identity(uri, fetcher, tree)
         self.obs, self.var = TableReader(fetcher, tree, "obs"), TableReader(fetcher, tree, "var")
         self._sparse: dict[str, SparseReader] = {}
@@ -137,6 +139,11 @@ class StoreReader:
     def has_companion(self, path: str) -> bool:
         """Whether a sparse matrix can be read by gene."""
         return self.is_sparse(f"{path}/{COMPANION}") or not self.sparse(path).row_major
+
+    def size_bytes(self, path: str) -> int:
+        """Decoded bytes of a matrix, from the metadata alone."""
+        arrays = [self.sparse(path).values, self.sparse(path).indices] if self.is_sparse(path) else [self.dense(path)]
+        return sum(math.prod(a.shape) * max(a.dtype.itemsize, 1) for a in arrays)
 
     def is_sparse(self, path: str) -> bool:
         """Whether a node is a compressed sparse matrix."""

@@ -7,8 +7,11 @@ objects) would not fit what lies there now. Must not know AnnData.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from lobster_zarr.errors import ChunkDecodeError, ConflictError, FormatError, NotFoundError
@@ -65,8 +68,16 @@ class Identity:
             same = False
         if not same:
             self.seen = float("-inf")  # whoever asks next is told as well
-            msg = f"{self.uri} was overwritten, or removed, since it was opened; open it again."
-            raise ConflictError(msg)
+            raise self.stale()
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the metadata."""
+        return hashlib.sha256(json.dumps(self.tree.nodes, sort_keys=True).encode()).hexdigest()[:32]
+
+    def stale(self) -> ConflictError:
+        """Make the error of a store that is another by now."""
+        return ConflictError(f"{self.uri} was overwritten, or removed, since it was opened; open it again.")
 
     async def guarded[T](self, work: Coroutine[Any, Any, T]) -> T:
         """Do some work on the store and check meanwhile; what seems damaged may be another store by now.

@@ -78,6 +78,21 @@ class Axis:
             return len(self.take)
         return length if self.runs is None else self.runs.total
 
+    def stored(self, length: int) -> np.ndarray:
+        """Positions in storage of the positions of the result: int64."""
+        at = np.arange(length) if self.runs is None else self.runs.positions()
+        return at if self.take is None else at[self.take]
+
+    def pick(self, which: slice | np.ndarray, length: int) -> Axis:
+        """Take positions of the result, in any order and repeated, as an axis of their own."""
+        if isinstance(which, slice):
+            start, stop, step = which.indices(self.count(length))
+            if (start, stop, step) == (0, self.count(length), 1):
+                return self
+            if self.runs is None and self.take is None and step == 1:
+                return Axis(Runs(np.asarray([start]), np.asarray([max(start, stop)])), None)
+        return Axis.of(self.stored(length)[which])
+
     def arrange(self, value: Any) -> Any:
         """Bring rows that were read in storage order to the order of the result."""
         if self.take is None:

@@ -1,80 +1,64 @@
 """A selection of cells and genes: nothing is read until its rows, table or matrices are asked for.
 
-Resolves what a user asks to positions in storage order, reads the elements of
-exactly those, and assembles what slicing the source in memory would give.
+The synchronous face of :mod:`lobster_zarr.reading`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
-import warnings
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
-import anndata as ad
 import numpy as np
-import pandas as pd
 
-from lobster_zarr.errors import BudgetError, FormatError
-from lobster_zarr.explain import ArrayPlan, QueryPlan, excess
-from lobster_zarr.fetch import Fetcher, together
-from lobster_zarr.grid import Runs
-from lobster_zarr.layout import SOURCE_ORDER
-from lobster_zarr.plan import ArrayRead
-from lobster_zarr.projection import Axis, Names, Order, Part, Projection
-from lobster_zarr.report import human_bytes
-from lobster_zarr.resolve import Resolver, n_named
-from lobster_zarr.store import run
-from lobster_zarr.table import Known
-from lobster_zarr.traffic import Stats, observed
+from lobster_zarr.blocks import BLOCK_BYTES, Block
+from lobster_zarr.report import parse_size, positive
+from lobster_zarr.scratch import ahead
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Coroutine, Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from lobster_zarr.element import Layout, StoreReader
+    import anndata as ad
+    import pandas as pd
+
+    from lobster_zarr.explain import QueryPlan
+    from lobster_zarr.reading import Reading
+    from lobster_zarr.traffic import Stats
 
 
-_ALL = Axis(None, None)
-FEW_GENES = 0.01
-"""Of the genes: so few named ones will be read by gene, and the offsets of the cells are not read ahead."""
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Selection:
-    """Cells and genes of a store, not yet read. Made by :meth:`Dataset.query`."""
+    """Cells and genes of a store, not yet read. Made by :meth:`Dataset.query`.
 
-    reader: StoreReader
-    uri: str
-    obs: Any
-    var: Any
-    order: Order
-    projection: Projection
-    max_bytes: int | None = None
-    memory_limit: int | None = None
-    stats: Stats = field(default_factory=Stats, repr=False)
-    """What this selection has read since it was made."""
-    _resolved: tuple[Axis, Axis] | None = field(default=None, repr=False)
-    _resolver: Resolver = field(init=False, repr=False)
-    _ways: dict[str, list[Layout]] = field(default_factory=dict, repr=False)
+    Its pickle is small and holds no credentials.
+    """
 
-    def __post_init__(self) -> None:
-        self._resolver = Resolver(self.reader, self.order)
+    _reading: Reading
+
+    @property
+    def stats(self) -> Stats:
+        """What this selection has read since it was made."""
+        return self._reading.stats
+
+    @property
+    def uri(self) -> str:
+        """Where the store is."""
+        return self._reading.uri
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Which clause of a predicate left no row, with values that are near, once it was resolved."""
-        return self._resolver.notes
+        return self._reading.notes
 
     def __repr__(self) -> str:
-        return f"Selection(obs={self.obs!r}, var={self.var!r}, order={self.order!r}) of {self.uri}"
+        asked = self._reading
+        return f"Selection(obs={asked.obs!r}, var={asked.var!r}, order={asked.order!r}) of {self.uri}"
 
     def count(self) -> int:
         """Count the cells. Reads the columns that the predicate names, nothing else."""
-        axis = self._run(self._resolver.axis(self.reader.obs, self.obs, ordered=False))
-        return axis.count(self.reader.obs.n_rows)
+        return self._reading.run(self._reading.count())
 
     def explain(self) -> QueryPlan:
         """Plan the query without running it.
@@ -88,18 +72,11 @@ class Selection:
         QueryPlan
             Prints as a table; ``to_dict()`` for programs.
         """
-        return self._run(self._explain())
+        return self._reading.run(self._reading.explain())
 
     def to_pandas(self) -> pd.DataFrame:
         """Read the obs rows alone. Categories stay as they are stored."""
-        return self._run(self._obs())
-
-    def _run[T](self, work: Coroutine[Any, Any, T]) -> T:
-        async def counted() -> T:
-            with observed(self.stats):
-                return await self.reader.identity.guarded(work)
-
-        return run(counted())
+        return self._reading.run(self._reading.table())
 
     def to_table(self) -> pd.DataFrame:
         """Read the obs rows with the names as the first column.
@@ -135,219 +112,62 @@ class Selection:
         ChunkDecodeError, StorageError
             A chunk is damaged, or the storage failed.
         """
-        return self._run(self._read())
+        return self._reading.run(self._reading.read())
 
-    async def _obs(self) -> pd.DataFrame:
-        rows = await self._resolver.axis(self.reader.obs, self.obs, ordered=True)
-        frame, final = await together(
-            self.reader.obs.frame(self.projection.obs_columns, rows.runs, self._resolver.known.get("obs")),
-            self._settled(rows),
-        )
-        return final.arrange(frame)
+    def batches(self, n_rows: int, *, block_bytes: int | str = BLOCK_BYTES) -> Iterator[ad.AnnData]:
+        """Read the selection in order, so many rows at a time; the next are read while these are used.
 
-    async def _settled(self, rows: Axis) -> Axis:
-        """Read the source order of the rows, where it is not known yet: no other read waits for it."""
-        if not rows.pending:
-            return rows
-        order = await self.reader.source_order(rows.runs)
-        return Axis(rows.runs, np.argsort(order) if np.any(np.diff(order) < 0) else None)
+        Parameters
+        ----------
+        n_rows
+            Rows of a batch; the last one may have fewer.
+        block_bytes
+            Decoded bytes that are read at once: as many batches as fit, at least one. Two
+            such blocks are in memory.
 
-    async def _axes(self) -> tuple[Axis, Axis]:
-        """Resolve both axes, once."""
-        if self._resolved is None:
-            axes = (
-                self._resolver.axis(self.reader.obs, self.obs, ordered=True),
-                self._resolver.axis(self.reader.var, self.var, ordered=True),
-            )
-            (rows, columns), _ = await together(*cast("Any", (together(*axes), self._prefetch())))
-            self._resolved = rows, columns
-        return self._resolved
+        Yields
+        ------
+        AnnData
+            What :meth:`to_memory` of these rows gives.
+        """
+        size = positive(n_rows, "n_rows")
+        for block in ahead(map(self._read_rows, *_pairs(self._bounds(block_bytes, None, size)))):
+            for at in range(0, block.n_obs, size):
+                yield block if block.n_obs <= size else block[at : at + size].copy()
 
-    async def _prefetch(self) -> None:
-        """Read what the plan of any rows needs, while the columns of the predicate are on their way."""
-        data = self.reader
-        rows, columns = (None if s is None else Axis(Runs.whole(0), None) for s in (self.obs, self.var))
-        parts = [p for p in self._parts(rows or _ALL, columns or _ALL) if not p.whole]
-        matrices = [p for p in parts if self.reader.is_sparse(p.path)]
-        ordered = self.order == "source" and self.reader.is_sorted
-        genes, cells = (n_named(s, t) / max(t.n_rows, 1) for s, t in ((self.var, data.var), (self.obs, data.obs)))
-        few = genes <= min(FEW_GENES, cells)
-        wanted = ((p.path, _runs(p.rows), _runs(p.columns)) for p in matrices)
-        work = [data.prefetch(*w, few_columns=few, ordered=ordered) for w in wanted]
-        if ordered and self.obs is None and self.var is None:  # else it comes with the offsets of the genes
-            work.append(data.prefetch_order())
-        await together(*work)
+    def blocks(self, path: str = "X", *, block_bytes: int | str = BLOCK_BYTES) -> Iterator[Block]:
+        """Read one matrix of the selection in order, block by block; the next is read while one is used.
 
-    def _parts(self, rows: Axis, columns: Axis) -> list[Part]:
-        """Everything that is read but obs and var."""
-        data, want = self.reader, self.projection
-        parts = [Part("X", rows, columns)] if want.X and "X" in data.tree and data.tree.encoding("X") != "null" else []
-        aligned = {"layers": (rows, columns), "obsp": (rows, rows), "obsm": (rows, None)}
-        for parent, (major, minor) in aligned.items():
-            for name in self._members(parent):
-                path = f"{parent}/{name}"
-                parts.append(Part(path, major, minor, whole=not data.is_matrix(path)))
-        parts += [Part(f"varm/{name}", columns, None, whole=True) for name in self._members("varm")]
-        parts += [Part(f"varp/{name}", columns, columns, whole=True) for name in self._members("varp")]
-        if want.uns and "uns" in data.tree:
-            parts.append(Part("uns", whole=True))
-        if want.raw and "raw" in data.tree and data.tree.encoding("raw") != "null":
-            parts += [Part("raw/X", rows)] if "raw/X" in data.tree else []
-            parts += [Part(f"raw/{name}", whole=True) for name in ("var", *_below(data, "raw/varm"))]
-        return parts
+        Parameters
+        ----------
+        path
+            ``"X"``, ``"layers/counts"``, ``"obsm/X_pca"``.
+        block_bytes
+            Decoded bytes of a block. Two are in memory.
 
-    def _members(self, parent: str) -> Sequence[str]:
-        chosen: Names = getattr(self.projection, parent)
-        return self.reader.tree.children(parent) if chosen is None else chosen
+        Yields
+        ------
+        Block
+            Positions of the rows in the selection, and their values.
+        """
+        yield from ahead(map(partial(self._read_block, path), *_pairs(self._bounds(block_bytes, path, 1))))
 
-    def _in_place(self, part: Part) -> bool:
-        """Whether all rows of a matrix can go straight to their places in source order, without a second copy."""
-        if part.whole or part.rows is None or part.rows.runs is not None or not part.rows.pending:
-            return False
-        whole_width = part.columns is None or (part.columns.runs is None and part.columns.take is None)
-        sparse = self.reader.is_sparse(part.path)
-        return whole_width and part.columns is not part.rows and (not sparse or self.reader.sparse(part.path).row_major)
+    def _bounds(self, block_bytes: int | str, path: str | None, multiple: int) -> np.ndarray:
+        return self._reading.run(self._reading.bounds(parse_size(block_bytes, "block_bytes"), path, multiple))
 
-    async def _read_part(self, part: Part) -> Any:
-        rows, columns = part.rows, part.columns
-        if not part.whole:
-            layout = self._ways[part.path][0] if part.path in self._ways else None
-            if self._in_place(part):
-                return await self.reader.matrix(part.path, None, None, layout, await self.reader.source_order())
-            value = await self.reader.matrix(part.path, _runs(rows), _runs(columns), layout)
-            value = value if rows is None else rows.arrange(value)
-            return value if columns is None or columns.take is None else value[:, columns.take]
-        value = await self.reader.whole(part.path)
-        value = value if rows is None else rows.slice_rows(value)
-        return value if columns is None else columns.slice_rows(value.T).T
+    def _part(self, start: int, stop: int) -> Reading:
+        rows, columns = self._reading.run(self._reading.settled_axes())
+        return self._reading.part(rows.pick(slice(start, stop), self._reading.reader.obs.n_rows), columns)
 
-    async def _read(self) -> ad.AnnData:
-        if self.max_bytes is not None or self.memory_limit is not None:
-            self._check_budget(await self._explain())
-        rows, columns = await self._axes()
-        data, want, parts = self.reader, self.projection, self._parts(*await self._axes())
-        obs, var, final, *values = await together(
-            data.obs.frame(want.obs_columns, rows.runs, self._resolver.known.get("obs")),
-            data.var.frame(want.var_columns, columns.runs, self._resolver.known.get("var")),
-            self._settled(rows),
-            *(self._read_part(part) for part in parts),
-        )
-        if rows.pending:
-            read = zip(parts, values, strict=True)
-            values = [v if self._in_place(part) else part.arrange(v, rows, final) for part, v in read]
-        results = dict(zip((p.path for p in parts), values, strict=True))
-        try:
-            return await asyncio.to_thread(self._assemble, final.arrange(obs), columns.arrange(var), results)
-        except ValueError as error:
-            # AnnData refuses elements whose lengths do not fit each other.
-            msg = f"the elements of {self.uri} do not fit together: {error} Convert it again from a sound source."
-            raise FormatError(msg) from error
+    def _read_rows(self, start: int, stop: int) -> ad.AnnData:
+        part = self._part(start, stop)
+        return part.run(part.read())
 
-    async def _explain(self) -> QueryPlan:
-        before = self.stats.n_requests, self.stats.n_bytes
-        rows, columns = await self._axes()
-        data, want = self.reader, self.projection
-        reads: list[ArrayRead] = []
-        for table, chosen, axis in ((data.obs, want.obs_columns, rows), (data.var, want.var_columns, columns)):
-            known = self._resolver.known.get(table.path, Known()).columns
-            reads += table.reads([c for c in table.frame_columns(chosen) if c not in known], axis.runs)
-        if rows.pending and not data.knows_order:
-            reads.append(ArrayRead(data.tree.array(f"obs/{SOURCE_ORDER}"), rows.runs))
-        for part in self._parts(rows, columns):
-            if part.whole:
-                reads += data.whole_reads(part.path)
-            elif data.is_sparse(part.path):
-                if part.path not in self._ways:
-                    self._ways[part.path] = await data.layouts(part.path, _runs(part.rows), _runs(part.columns))
-                reads += self._ways[part.path][0].reads
-            else:
-                reads.append(ArrayRead(data.dense(part.path), _runs(part.rows), _runs(part.columns)))
-        await data.fetcher.prepare(reads)
-        return QueryPlan(
-            uri=self.uri,
-            n_obs=rows.count(data.obs.n_rows),
-            n_vars=columns.count(data.var.n_rows),
-            arrays=tuple(_array_plan(data.fetcher, read) for read in reads),
-            layouts={path: {way.name: way.n_bytes for way in ways} for path, ways in self._ways.items()},
-            network=data.fetcher.network,
-            spent_requests=self.stats.n_requests - before[0],
-            spent_bytes=self.stats.n_bytes - before[1],
-            notes=(*self._resolver.notes, *self._excess(rows, columns)),
-            reordered=rows.take is not None
-            or columns.take is not None
-            or (rows.pending and any(not (part.whole or self._in_place(part)) for part in self._parts(rows, columns))),
-        )
-
-    def _excess(self, rows: Axis, columns: Axis) -> Iterator[str]:
-        """Say of each sparse matrix what its layout makes the query read in vain, where that is much."""
-        for path, ways in self._ways.items():
-            reader = self.reader.sparse(path)
-            whole = self.reader.fetcher.price([ArrayRead(reader.values), ArrayRead(reader.indices)])[1]
-            by_gene = not path.startswith("obsp/")
-            shares = [rows.count(reader.shape[0]) / max(reader.shape[0], 1)]
-            shares.append(columns.count(reader.shape[1]) / max(reader.shape[1], 1) if by_gene else shares[0])
-            n_runs = 1 if rows.runs is None else len(rows.runs.starts)
-            lacks = [f"the cells lie in {n_runs:,} places (convert with sort_by)"] if n_runs > 1 else []
-            if by_gene and columns.runs is not None and not self.reader.has_companion(path):
-                lacks.append("it is not stored by gene (convert with gene_major)")
-            if not math.prod(reader.values.grid.chunks_per_shard) > 1 and not self.reader.fetcher.strict:
-                lacks.append("its chunks are large (convert it)")
-            yield from excess(path, ways[0].n_bytes, int(whole * shares[0] * shares[1]), lacks)
-
-    def _check_budget(self, plan: QueryPlan) -> None:
-        for name, limit, cost in (
-            ("max_bytes", self.max_bytes, plan.n_bytes),
-            ("memory_limit", self.memory_limit, plan.memory_bytes),
-        ):
-            if limit is not None and cost > limit:
-                msg = (
-                    f"the query on {self.uri} would need {human_bytes(cost)}, over {name}={human_bytes(limit)} "
-                    f"({plan.n_obs:,} cells × {plan.n_vars:,} genes); narrow it, or raise the limit."
-                )
-                raise BudgetError(msg)
-
-    def _assemble(self, obs: pd.DataFrame, var: pd.DataFrame, results: dict[str, Any]) -> ad.AnnData:
-        uns = results.pop("uns", None) or {}
-        parts: dict[str, Any] = {p: {} for p in ("layers", "obsm", "varm", "obsp", "varp", "raw")}
-        for path, value in results.items():
-            parent, _, name = path.partition("/")
-            if name:
-                parts[parent][name] = value
-        raw = parts.pop("raw")
-        varm = {name.removeprefix("varm/"): raw.pop(name) for name in list(raw) if name.startswith("varm/")}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # anndata's notes on names that are not unique
-            frames: dict[str, Any] = {
-                p: {n: v for n, v in parts[p].items() if isinstance(v, pd.DataFrame)} for p in ("obsm", "varm")
-            }
-            tables = [obs, var, *frames["obsm"].values(), *frames["varm"].values()]
-            if (self.obs is not None or self.var is not None) and any(map(_has_categories, tables)):
-                # AnnData drops unused categories, and their colors, when it is sliced.
-                shell = ad.AnnData(obs=obs, var=var, uns=uns, **frames)[:, :].copy()
-                obs, var, uns = shell.obs, shell.var, shell.uns
-                for parent in frames:
-                    parts[parent] |= dict(getattr(shell, parent))
-            whole_raw = {"X": None, **raw, "varm": varm} if raw else None
-            return ad.AnnData(results.get("X"), obs=obs, var=var, uns=uns, raw=whole_raw, **parts)
+    def _read_block(self, path: str, start: int, stop: int) -> Block:
+        part = self._part(start, stop)
+        matrix = part.run(part.matrix(path))
+        return Block(np.arange(start, stop), matrix.tocsr() if hasattr(matrix, "tocsr") else matrix)
 
 
-def _has_categories(frame: pd.DataFrame) -> bool:
-    return any(isinstance(dtype, pd.CategoricalDtype) for dtype in frame.dtypes)
-
-
-def _runs(axis: Axis | None) -> Runs | None:
-    return None if axis is None else axis.runs
-
-
-def _below(reader: StoreReader, parent: str) -> list[str]:
-    """Members of a group, relative to ``raw``."""
-    return [f"{parent.removeprefix('raw/')}/{name}" for name in reader.tree.children(parent)]
-
-
-def _array_plan(fetcher: Fetcher, read: ArrayRead) -> ArrayPlan:
-    plan = fetcher.plan(read)
-    n_bytes, exact = fetcher.expected_bytes(read, plan)
-    node = read.node
-    return ArrayPlan(
-        node.path, len(fetcher.sent(plan)), n_bytes, exact, read.chunk_ids, node.grid.n_chunks, read.result_bytes
-    )
+def _pairs(bounds: np.ndarray) -> tuple[list[int], list[int]]:
+    return bounds[:-1].tolist(), bounds[1:].tolist()

@@ -11,7 +11,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lobster_zarr.errors import InvalidArgumentError
 
@@ -28,6 +28,20 @@ def human_bytes(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} TB"
+
+
+def positive(number: int, name: str) -> int:
+    """Return a whole number above zero.
+
+    Raises
+    ------
+    InvalidArgumentError
+        It is not one; `name` is the argument's.
+    """
+    if isinstance(number, bool) or not isinstance(cast("object", number), int) or number < 1:
+        msg = f"{name} is {number!r}; expected a whole number above zero."
+        raise InvalidArgumentError(msg)
+    return number
 
 
 def parse_size(size: int | str, name: str) -> int:

@@ -46,6 +46,8 @@ RINGS: dict[int, set[str]] = {
         "report",
         "summary",
         "query",
+        "reading",
+        "blocks",
         "resolve",
         "sql",
         "projection",
@@ -56,6 +58,8 @@ RINGS: dict[int, set[str]] = {
         "export",
         "verify",
         "audit",
+        "reopen",
+        "assemble",
     }  # what a caller holds
     | {
         "convert",

@@ -1,0 +1,369 @@
+"""What a selection reads: its axes, its elements, and the plan that tells before it spends.
+
+Resolves what a user asks to positions in storage order, and reads the
+elements of exactly those. Asynchronous; :mod:`lobster_zarr.query` is its face.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from lobster_zarr.assemble import assemble
+from lobster_zarr.blocks import weigh
+from lobster_zarr.errors import BudgetError, FormatError, NotFoundError, did_you_mean
+from lobster_zarr.explain import ArrayPlan, QueryPlan, excess
+from lobster_zarr.fetch import Fetcher, together
+from lobster_zarr.grid import Runs
+from lobster_zarr.layout import SOURCE_ORDER
+from lobster_zarr.plan import ArrayRead
+from lobster_zarr.projection import Axis, Names, Order, Part, Projection
+from lobster_zarr.report import human_bytes
+from lobster_zarr.resolve import Resolver, n_named
+from lobster_zarr.store import run
+from lobster_zarr.table import Known
+from lobster_zarr.traffic import Stats, observed
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator, Sequence
+
+    import anndata as ad
+    import pandas as pd
+
+    from lobster_zarr.element import Layout, StoreReader
+
+
+_ALL = Axis(None, None)
+FEW_GENES = 0.01
+"""Of the genes: so few named ones will be read by gene, and the offsets of the cells are not read ahead."""
+
+
+@dataclass(eq=False)
+class Reading:
+    """What a selection asks for, and what it has learnt on the way.
+
+    Parameters
+    ----------
+    reader
+        Of the store.
+    obs, var
+        What the user gave; None for all.
+    order
+        Of the result.
+    projection
+        Which elements.
+    max_bytes, memory_limit
+        Budgets; None for none.
+    stats
+        Counts what is read.
+    resolved
+        Both axes, where they are known.
+    """
+
+    reader: StoreReader
+    obs: Any
+    var: Any
+    order: Order
+    projection: Projection
+    max_bytes: int | None = None
+    memory_limit: int | None = None
+    stats: Stats = field(default_factory=Stats)
+    resolved: tuple[Axis, Axis] | None = None
+    is_part: bool = False
+    _resolver: Resolver = field(init=False)
+    _ways: dict[str, list[Layout]] = field(default_factory=dict)
+    _shared: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self._resolver = Resolver(self.reader, self.order)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        given = (self.reader, self.obs, self.var, self.order, self.projection, self.max_bytes, self.memory_limit)
+        return Reading, (*given, Stats(), self.resolved, self.is_part)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which clause of a predicate left no row, once it was resolved."""
+        return self._resolver.notes
+
+    @property
+    def uri(self) -> str:
+        """Where the store is, for messages."""
+        return self.reader.uri
+
+    @property
+    def is_sliced(self) -> bool:
+        """Whether a part of the source is asked for."""
+        return self.is_part or self.obs is not None or self.var is not None
+
+    def run[T](self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine, count what it reads, and check meanwhile that the store is what it was."""
+
+        async def counted() -> T:
+            with observed(self.stats):
+                return await self.reader.identity.guarded(work)
+
+        return run(counted())
+
+    async def count(self) -> int:
+        """Count the rows."""
+        axis = await self._resolver.axis(self.reader.obs, self.obs, ordered=False)
+        return axis.count(self.reader.obs.n_rows)
+
+    async def table(self) -> pd.DataFrame:
+        """Read the obs rows alone."""
+        rows = await self._resolver.axis(self.reader.obs, self.obs, ordered=True)
+        frame, final = await together(
+            self.reader.obs.frame(self.projection.obs_columns, rows.runs, self._resolver.known.get("obs")),
+            self._settled(rows),
+        )
+        return final.arrange(frame)
+
+    async def settled_axes(self) -> tuple[Axis, Axis]:
+        """Resolve both axes, and the order of the rows."""
+        rows, columns = await self.axes()
+        if rows.pending:
+            rows = await self._settled(rows)
+            self.resolved = rows, columns
+        return rows, columns
+
+    def part(self, rows: Axis, columns: Axis) -> Reading:
+        """Return the reading of some of the rows and columns; what both need is read once."""
+        part = Reading(self.reader, None, None, self.order, self.projection, None, None, self.stats, (rows, columns))
+        part.is_part = self.is_sliced or rows.runs is not None or columns.runs is not None
+        self._shared = {} if self._shared is None else self._shared
+        part._resolver, part._shared = self._resolver, self._shared
+        return part
+
+    async def bounds(self, target_bytes: int, path: str | None, multiple: int) -> np.ndarray:
+        """Cut the rows into blocks: bounds in the result, from 0 to the number of rows."""
+        rows, columns = await self.settled_axes()
+        n_rows = rows.count(self.reader.obs.n_rows)
+        if path is None:
+            matrices = [p.path for p in self.parts(rows, columns) if p.rows is rows and not p.whole]
+            path = max(matrices, key=self.reader.size_bytes, default=None)
+        if path is None:
+            return np.asarray([0, n_rows])
+        self._matrix(path, rows, columns)
+        bounds = (await weigh(self.reader, path, rows, self._share(path, columns))).bounds(target_bytes)
+        up = np.minimum(-(-bounds // multiple) * multiple, n_rows)
+        return up if len(up) == 2 else np.unique(up)
+
+    def _share(self, path: str, columns: Axis) -> float:
+        """About which share of a matrix's rows is in memory at once, where some columns are wanted."""
+        narrow = columns.runs is not None and path.partition("/")[0] in {"X", "layers"}
+        skips = narrow and (not self.reader.is_sparse(path) or self.reader.has_companion(path))
+        return columns.count(self.reader.var.n_rows) / max(self.reader.var.n_rows, 1) if skips else 1.0
+
+    async def matrix(self, path: str) -> Any:
+        """Read one matrix of the selection.
+
+        Raises
+        ------
+        NotFoundError
+            The selection does not bring it.
+        """
+        return await self._read_part(self._matrix(path, *(await self.settled_axes())))
+
+    def _matrix(self, path: str, rows: Axis, columns: Axis) -> Part:
+        parts = {part.path: part for part in self.parts(rows, columns) if part.rows is rows and not part.whole}
+        if path not in parts:
+            msg = f"the selection brings no matrix {path!r}.{did_you_mean(path, parts)} It has: {sorted(parts)}"
+            raise NotFoundError(msg)
+        return parts[path]
+
+    async def _settled(self, rows: Axis) -> Axis:
+        """Read the source order of the rows, where it is not known yet: no other read waits for it."""
+        if not rows.pending:
+            return rows
+        order = await self.reader.source_order(rows.runs)
+        return Axis(rows.runs, np.argsort(order) if np.any(np.diff(order) < 0) else None)
+
+    async def axes(self) -> tuple[Axis, Axis]:
+        """Resolve both axes, once."""
+        if self.resolved is None:
+            axes = (
+                self._resolver.axis(self.reader.obs, self.obs, ordered=True),
+                self._resolver.axis(self.reader.var, self.var, ordered=True),
+            )
+            (rows, columns), _ = await together(*cast("Any", (together(*axes), self._prefetch())))
+            self.resolved = rows, columns
+        return self.resolved
+
+    async def _prefetch(self) -> None:
+        """Read what the plan of any rows needs, while the columns of the predicate are on their way."""
+        data = self.reader
+        rows, columns = (None if s is None else Axis(Runs.whole(0), None) for s in (self.obs, self.var))
+        parts = [p for p in self.parts(rows or _ALL, columns or _ALL) if not p.whole]
+        matrices = [p for p in parts if self.reader.is_sparse(p.path)]
+        ordered = self.order == "source" and self.reader.is_sorted
+        genes, cells = (n_named(s, t) / max(t.n_rows, 1) for s, t in ((self.var, data.var), (self.obs, data.obs)))
+        few = genes <= min(FEW_GENES, cells)
+        wanted = ((p.path, _runs(p.rows), _runs(p.columns)) for p in matrices)
+        work = [data.prefetch(*w, few_columns=few, ordered=ordered) for w in wanted]
+        if ordered and self.obs is None and self.var is None:  # else it comes with the offsets of the genes
+            work.append(data.prefetch_order())
+        await together(*work)
+
+    def parts(self, rows: Axis, columns: Axis) -> list[Part]:
+        """Everything that is read but obs and var."""
+        data, want = self.reader, self.projection
+        parts = [Part("X", rows, columns)] if want.X and "X" in data.tree and data.tree.encoding("X") != "null" else []
+        aligned = {"layers": (rows, columns), "obsp": (rows, rows), "obsm": (rows, None)}
+        for parent, (major, minor) in aligned.items():
+            for name in self._members(parent):
+                path = f"{parent}/{name}"
+                parts.append(Part(path, major, minor, whole=not data.is_matrix(path)))
+        parts += [Part(f"varm/{name}", columns, None, whole=True) for name in self._members("varm")]
+        parts += [Part(f"varp/{name}", columns, columns, whole=True) for name in self._members("varp")]
+        if want.uns and "uns" in data.tree:
+            parts.append(Part("uns", whole=True))
+        if want.raw and "raw" in data.tree and data.tree.encoding("raw") != "null":
+            parts += [Part("raw/X", rows)] if "raw/X" in data.tree else []
+            parts += [Part(f"raw/{name}", whole=True) for name in ("var", *_below(data, "raw/varm"))]
+        return parts
+
+    def _members(self, parent: str) -> Sequence[str]:
+        chosen: Names = getattr(self.projection, parent)
+        return self.reader.tree.children(parent) if chosen is None else chosen
+
+    def _in_place(self, part: Part) -> bool:
+        """Whether all rows of a matrix can go straight to their places in source order, without a second copy."""
+        if part.whole or part.rows is None or part.rows.runs is not None or not part.rows.pending:
+            return False
+        whole_width = part.columns is None or (part.columns.runs is None and part.columns.take is None)
+        sparse = self.reader.is_sparse(part.path)
+        return whole_width and part.columns is not part.rows and (not sparse or self.reader.sparse(part.path).row_major)
+
+    async def _read_part(self, part: Part) -> Any:
+        rows, columns = part.rows, part.columns
+        if not part.whole:
+            layout = self._ways[part.path][0] if part.path in self._ways else None
+            if self._in_place(part):
+                return await self.reader.matrix(part.path, None, None, layout, await self.reader.source_order())
+            value = await self.reader.matrix(part.path, _runs(rows), _runs(columns), layout)
+            value = value if rows is None else rows.arrange(value)
+            return value if columns is None or columns.take is None else value[:, columns.take]
+        whole = value = await self._whole(part.path)
+        value = value if rows is None else rows.slice_rows(value)
+        value = value if columns is None else columns.slice_rows(value.T).T
+        return copy.deepcopy(value) if value is whole and self._shared is not None else value
+
+    async def _whole(self, path: str) -> Any:
+        """Read an element whole; once for all parts of a selection."""
+        if self._shared is None:
+            return await self.reader.whole(path)
+        if path not in self._shared:
+            self._shared[path] = await self.reader.whole(path)
+        return self._shared[path]
+
+    async def read(self) -> ad.AnnData:
+        """Read everything that is asked for."""
+        if self.max_bytes is not None or self.memory_limit is not None:
+            self._check_budget(await self.explain())
+        rows, columns = await self.axes()
+        data, want, parts = self.reader, self.projection, self.parts(*await self.axes())
+        obs, var, final, *values = await together(
+            data.obs.frame(want.obs_columns, rows.runs, self._resolver.known.get("obs")),
+            data.var.frame(want.var_columns, columns.runs, self._resolver.known.get("var")),
+            self._settled(rows),
+            *(self._read_part(part) for part in parts),
+        )
+        if rows.pending:
+            read = zip(parts, values, strict=True)
+            values = [v if self._in_place(part) else part.arrange(v, rows, final) for part, v in read]
+        results = dict(zip((p.path for p in parts), values, strict=True))
+        try:
+            tables = final.arrange(obs), columns.arrange(var)
+            return await asyncio.to_thread(assemble, *tables, results, sliced=self.is_sliced)
+        except ValueError as error:
+            # AnnData refuses elements whose lengths do not fit each other.
+            msg = f"the elements of {self.uri} do not fit together: {error} Convert it again from a sound source."
+            raise FormatError(msg) from error
+
+    async def explain(self) -> QueryPlan:
+        """Plan the query without running it."""
+        before = self.stats.n_requests, self.stats.n_bytes
+        rows, columns = await self.axes()
+        data, want = self.reader, self.projection
+        reads: list[ArrayRead] = []
+        for table, chosen, axis in ((data.obs, want.obs_columns, rows), (data.var, want.var_columns, columns)):
+            known = self._resolver.known.get(table.path, Known()).columns
+            reads += table.reads([c for c in table.frame_columns(chosen) if c not in known], axis.runs)
+        if rows.pending and not data.knows_order:
+            reads.append(ArrayRead(data.tree.array(f"obs/{SOURCE_ORDER}"), rows.runs))
+        for part in self.parts(rows, columns):
+            if part.whole:
+                reads += data.whole_reads(part.path)
+            elif data.is_sparse(part.path):
+                if part.path not in self._ways:
+                    self._ways[part.path] = await data.layouts(part.path, _runs(part.rows), _runs(part.columns))
+                reads += self._ways[part.path][0].reads
+            else:
+                reads.append(ArrayRead(data.dense(part.path), _runs(part.rows), _runs(part.columns)))
+        await data.fetcher.prepare(reads)
+        return QueryPlan(
+            uri=self.uri,
+            n_obs=rows.count(data.obs.n_rows),
+            n_vars=columns.count(data.var.n_rows),
+            arrays=tuple(_array_plan(data.fetcher, read) for read in reads),
+            layouts={path: {way.name: way.n_bytes for way in ways} for path, ways in self._ways.items()},
+            network=data.fetcher.network,
+            spent_requests=self.stats.n_requests - before[0],
+            spent_bytes=self.stats.n_bytes - before[1],
+            notes=(*self._resolver.notes, *self._excess(rows, columns)),
+            reordered=rows.take is not None
+            or columns.take is not None
+            or (rows.pending and any(not (part.whole or self._in_place(part)) for part in self.parts(rows, columns))),
+        )
+
+    def _excess(self, rows: Axis, columns: Axis) -> Iterator[str]:
+        """Say of each sparse matrix what its layout makes the query read in vain, where that is much."""
+        for path, ways in self._ways.items():
+            reader = self.reader.sparse(path)
+            whole = self.reader.fetcher.price([ArrayRead(reader.values), ArrayRead(reader.indices)])[1]
+            by_gene = not path.startswith("obsp/")
+            shares = [rows.count(reader.shape[0]) / max(reader.shape[0], 1)]
+            shares.append(columns.count(reader.shape[1]) / max(reader.shape[1], 1) if by_gene else shares[0])
+            n_runs = 1 if rows.runs is None else len(rows.runs.starts)
+            lacks = [f"the cells lie in {n_runs:,} places (convert with sort_by)"] if n_runs > 1 else []
+            if by_gene and columns.runs is not None and not self.reader.has_companion(path):
+                lacks.append("it is not stored by gene (convert with gene_major)")
+            if not math.prod(reader.values.grid.chunks_per_shard) > 1 and not self.reader.fetcher.strict:
+                lacks.append("its chunks are large (convert it)")
+            yield from excess(path, ways[0].n_bytes, int(whole * shares[0] * shares[1]), lacks)
+
+    def _check_budget(self, plan: QueryPlan) -> None:
+        for name, limit, cost in (
+            ("max_bytes", self.max_bytes, plan.n_bytes),
+            ("memory_limit", self.memory_limit, plan.memory_bytes),
+        ):
+            if limit is not None and cost > limit:
+                msg = (
+                    f"the query on {self.uri} would need {human_bytes(cost)}, over {name}={human_bytes(limit)} "
+                    f"({plan.n_obs:,} cells × {plan.n_vars:,} genes); narrow it, or raise the limit."
+                )
+                raise BudgetError(msg)
+
+
+def _runs(axis: Axis | None) -> Runs | None:
+    return None if axis is None else axis.runs
+
+
+def _below(reader: StoreReader, parent: str) -> list[str]:
+    """Members of a group, relative to ``raw``."""
+    return [f"{parent.removeprefix('raw/')}/{name}" for name in reader.tree.children(parent)]
+
+
+def _array_plan(fetcher: Fetcher, read: ArrayRead) -> ArrayPlan:
+    plan = fetcher.plan(read)
+    n_bytes, exact = fetcher.expected_bytes(read, plan)
+    node = read.node
+    return ArrayPlan(
+        node.path, len(fetcher.sent(plan)), n_bytes, exact, read.chunk_ids, node.grid.n_chunks, read.result_bytes
+    )

@@ -1,0 +1,95 @@
+"""Opens stores, and opens them again where a pickled reader is loaded.
+
+A reader's pickle is small and holds no credentials: where the store is, and a
+digest of what it was. The process that loads it opens the store, once. Must
+not know what is read.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from zarr.abc.store import Store
+
+from lobster_zarr.element import StoreReader
+from lobster_zarr.fetch import Fetcher
+from lobster_zarr.noted import ATTRIBUTE
+from lobster_zarr.store import UriStore, run
+from lobster_zarr.tree import is_ours, read_tree
+
+if TYPE_CHECKING:
+    from lobster_zarr.byterange import Network
+
+MAX_REOPENED = 16
+"""Stores that a process keeps open for the tasks that it is sent."""
+
+
+def open_reader(store: Store, uri: str, network: Network) -> StoreReader:
+    """Read the metadata of a store: one request where it is consolidated.
+
+    Raises
+    ------
+    NotFoundError, FormatError, StorageError
+        There is no store, it is damaged, or the storage refused.
+    """
+    tree = run(read_tree(store, uri))
+    noted = tree.attributes("").get(ATTRIBUTE)
+    stored = noted.get("stored_bytes") if isinstance(noted, Mapping) else None
+    fetcher = Fetcher(
+        store,
+        network=network,
+        strict=is_ours(tree),
+        stored_bytes=stored if isinstance(stored, dict) else None,
+        objects=tree.noted_objects(),
+    )
+    return StoreReader(fetcher, tree, uri)
+
+
+def spec_of(store: Store) -> Any:
+    """What makes a store again in another process, without credentials; of a UriStore no connection is made for it."""
+    return store.__getstate__() if isinstance(store, UriStore) else store
+
+
+def store_of(spec: Any) -> Store:
+    """Return the store of a spec."""
+    if isinstance(spec, Store):
+        return spec
+    store = object.__new__(UriStore)
+    store.__setstate__(spec)
+    return store
+
+
+_reopened: OrderedDict[tuple[str, Network, str], StoreReader] = OrderedDict()
+_reopening = threading.Lock()
+
+
+def _reopen(spec: Any, uri: str, network: Network, digest: str) -> StoreReader:
+    """Open the store of a pickled reader, once a process.
+
+    Raises
+    ------
+    ConflictError
+        It is not what it was when it was pickled.
+    """
+    key = (repr(spec), network, digest)
+    with _reopening:
+        if key not in _reopened:
+            reader = open_reader(store_of(spec), uri, network)
+            if reader.identity.digest != digest:
+                raise reader.identity.stale()
+            _reopened[key] = reader
+        _reopened.move_to_end(key)
+        while len(_reopened) > MAX_REOPENED:
+            _reopened.popitem(last=False)
+        return _reopened[key]
+
+
+def _reduced(reader: StoreReader) -> tuple[Any, ...]:
+    return _reopen, (spec_of(reader.fetcher.store), reader.uri, reader.fetcher.network, reader.identity.digest)
+
+
+copyreg.pickle(StoreReader, _reduced)
