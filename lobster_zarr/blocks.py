@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lobster_zarr.element import StoreReader
     from lobster_zarr.projection import Axis
 
-BLOCK_BYTES = 96 << 20
+BLOCK_BYTES = 128 << 20
 """Decoded bytes of a block, of its heaviest matrix."""
 
 
@@ -63,8 +63,8 @@ class Weights:
             Bounds of the blocks, from 0 to the number of rows; of no rows, one empty block.
         """
         ends = np.cumsum(self.row_bytes) + self.phase_bytes
-        if not len(ends):
-            return np.asarray([0, 0])
+        if not len(ends) or ends[-1] - self.phase_bytes <= target_bytes:
+            return np.asarray([0, len(ends)])
         step = max(target_bytes, 1)
         if self.shard_bytes:  # equal parts of an object, or whole objects
             whole = step // self.shard_bytes * self.shard_bytes

@@ -271,6 +271,10 @@ class Dataset:
         """
         return execute(self.reader, query, tables)
 
+    def to_lazy(self, *, order: Order = "source", **options: Any) -> ad.AnnData:
+        """Return everything as a lazy AnnData: see :meth:`Selection.to_lazy`, whose options it takes."""
+        return self.query(order=order).to_lazy(**options)
+
     def to_memory(self) -> ad.AnnData:
         """Read everything, in source order."""
         return self.query().to_memory()

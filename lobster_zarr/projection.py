@@ -6,6 +6,7 @@ in which they come back. Must not read anything.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,6 +73,20 @@ class Axis:
         unique, take = np.unique(stored, return_inverse=True)
         return cls(Runs(*runs(unique)), take)
 
+    def pack(self) -> bytes:
+        """Encode the positions in little: equal positions to equal bytes."""
+        runs = (None, None) if self.runs is None else (self.runs.starts, self.runs.stops - self.runs.starts)
+        return zlib.compress(b"".join(map(_packed, (*runs, self.take))))
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Axis:
+        """Decode what :meth:`pack` encoded."""
+        starts, lengths, take = _unpacked(zlib.decompress(packed))
+        return cls(None if starts is None or lengths is None else Runs(starts, starts + lengths), take)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Axis, (self.runs, None, True)) if self.pending else (Axis.unpack, (self.pack(),))
+
     def count(self, length: int) -> int:
         """The number of positions in the result."""
         if self.take is not None:
@@ -130,3 +145,24 @@ class Part:
         """Bring a value that was read along pending `rows` to their final order."""
         value = final.arrange(value) if self.rows is rows else value
         return value[:, final.take] if self.columns is rows and final.take is not None else value
+
+
+def _packed(values: np.ndarray | None) -> bytes:
+    """Encode integers by their steps: a code of the width, how many bytes, and these."""
+    if values is None:
+        return b"-" + (0).to_bytes(8, "little")
+    steps = np.diff(values, prepend=0)
+    low, high = (int(steps.min()), int(steps.max())) if len(steps) else (0, 0)
+    width = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
+    payload = steps.astype(width).tobytes()
+    return width.char.encode() + len(payload).to_bytes(8, "little") + payload
+
+
+def _unpacked(payload: bytes) -> list[np.ndarray | None]:
+    found: list[np.ndarray | None] = []
+    while payload:
+        kind, size = payload[:1].decode(), int.from_bytes(payload[1:9], "little")
+        steps = None if kind == "-" else np.frombuffer(payload[9 : 9 + size], kind)
+        found.append(None if steps is None else np.cumsum(steps, dtype=np.int64))
+        payload = payload[9 + size :]
+    return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -113,6 +113,33 @@ class Selection:
             A chunk is damaged, or the storage failed.
         """
         return self._reading.run(self._reading.read())
+
+    def to_lazy(
+        self, *, sparse_format: Literal["matrix", "array"] = "matrix", block_bytes: int | str = BLOCK_BYTES
+    ) -> ad.AnnData:
+        """Return the selection as a lazy AnnData: X, layers, obsm and the like are dask arrays.
+
+        Subsetting it stays lazy, and reads only the bytes of the rows and the genes that are
+        left. Reads the names, what a plan needs and uns.
+
+        Parameters
+        ----------
+        sparse_format
+            Whether sparse blocks are scipy's ``csr_matrix`` or ``csr_array``.
+        block_bytes
+            Decoded bytes of a block, of the heaviest matrix. Blocks end where stored objects
+            end, as far as rows are contiguous in storage.
+
+        Returns
+        -------
+        AnnData
+            obs and var are anndata's lazy ``Dataset2D``; ``to_memory()`` equals that of this
+            selection. Rows of a sorted store that are wanted in source order lie scattered:
+            select with ``order="storage"`` to work through many of them.
+        """
+        from lobster_zarr.lazy import lazy_anndata
+
+        return lazy_anndata(self._reading, sparse_format, parse_size(block_bytes, "block_bytes"))
 
     def batches(self, n_rows: int, *, block_bytes: int | str = BLOCK_BYTES) -> Iterator[ad.AnnData]:
         """Read the selection in order, so many rows at a time; the next are read while these are used.

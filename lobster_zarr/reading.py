@@ -240,6 +240,14 @@ class Reading:
         sparse = self.reader.is_sparse(part.path)
         return whole_width and part.columns is not part.rows and (not sparse or self.reader.sparse(part.path).row_major)
 
+    def known(self, table: str) -> Known | None:
+        """What the predicate has read of obs or var."""
+        return self._resolver.known.get(table)
+
+    async def element(self, part: Part) -> Any:
+        """Read one element of the selection; its rows are settled."""
+        return await self._read_part(part)
+
     async def _read_part(self, part: Part) -> Any:
         rows, columns = part.rows, part.columns
         if not part.whole:
