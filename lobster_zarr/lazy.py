@@ -150,7 +150,7 @@ class LazyMatrix(da.Array):
 
     def __new__(cls, matrix: Matrix) -> Self:  # noqa: D102
         graph, name, chunks = _graph(matrix, run(matrix.bounds()))
-        made: Self = super().__new__(cls, graph, name, chunks, meta=matrix.meta)
+        made: Self = super().__new__(cls, graph, name, chunks, meta=matrix.meta)  # type: ignore[no-untyped-call]
         made._matrix = matrix
         return made
 
@@ -160,7 +160,7 @@ class LazyMatrix(da.Array):
         plain = [i for i in given if isinstance(i, slice | list | np.ndarray | pd.Series | pd.Index)]
         n_lists = sum(not isinstance(i, slice) for i in plain)
         if len(plain) < len(given) or len(given) > min(self.ndim, 2) or n_lists > 1:
-            return super().__getitem__(index)
+            return cast("da.Array", super().__getitem__(index))  # type: ignore[no-untyped-call]
         matrix = self._matrix
         for axis, which in enumerate(given):
             if not (isinstance(which, slice) and which == slice(None)):
