@@ -123,8 +123,8 @@ class Matrix:
         """Where blocks begin and end, along the axis that is cut."""
         if self.by_column or self.of_genes:
             cut = 1 if self.by_column else 0
-            n_blocks = max(math.ceil(math.prod(self.shape) * self._density / self.block_bytes), 1)
-            return np.unique(np.linspace(0, self.shape[cut], n_blocks + 1).astype(np.int64))
+            n_blocks = math.ceil(math.prod(self.shape) * self._density / self.block_bytes)
+            return np.linspace(0, self.shape[cut], max(min(n_blocks, self.shape[cut]), 1) + 1).astype(np.int64)
         return await self.reading.part(self.rows, self.columns or Axis(None, None)).bounds(
             self.block_bytes, self.path, 1
         )
@@ -267,7 +267,7 @@ class LazyColumn(BackendArray):
         self.shape = (rows.count(self._table.n_rows),)
         self._last: tuple[Axis, Column] | None = None
         self.is_nullable_string = isinstance(empty.dtype, pd.StringDtype)
-        # xarray does not take pandas' text; anndata makes it of this again.
+        # xarray does not take pandas' text; anndata makes `string` of this.
         self.dtype = np.dtypes.StringDType(na_object=pd.NA) if self.is_nullable_string else empty.dtype
 
     @property
@@ -310,37 +310,51 @@ def lazy_anndata(reading: Reading, sparse_format: SparseFormat, block_bytes: int
     rows, columns = reading.run(reading.settled_axes())
     reader, want = reading.reader, reading.projection
     parts = reading.parts(rows, columns)
-    arrays = [p for p in parts if reader.is_matrix(p.path) and p.path.partition("/")[0] != "uns"]
+    arrays = [p for p in parts if not p.whole or (p.path[:5] in {"varm/", "varp/"} and reader.is_matrix(p.path))]
     rest = [p for p in parts if p not in arrays]
-    obs, var, *values = reading.run(_read(reading, rest))
-    results = dict(zip((part.path for part in rest), values, strict=True))
+    (obs, no_obs), (var, no_var), results = reading.run(_read(reading, rest))
     for part in arrays:
         of_genes = part.path.startswith(("varm/", "varp/"))
         matrix = Matrix(reading, part.path, part.rows or rows, part.columns, of_genes, sparse_format, block_bytes)
         results[part.path] = LazyMatrix(matrix)
     return assemble(
-        _lazy_table(reading, "obs", obs, rows, want.obs_columns),
-        _lazy_table(reading, "var", var, columns, want.var_columns),
+        _lazy_table(reading, "obs", (obs.index, no_obs), rows, want.obs_columns),
+        _lazy_table(reading, "var", (var.index, no_var), columns, want.var_columns),
         results,
         sliced=False,
     )
 
 
-async def _read(reading: Reading, rest: list[Part]) -> list[Any]:
-    """Read the names with an empty row of each column, and the elements that cannot be lazy."""
+type _Frames = tuple[pd.DataFrame, pd.DataFrame]
+
+
+async def _read(reading: Reading, rest: list[Part]) -> tuple[_Frames, _Frames, dict[str, Any]]:
+    """Read obs and var without columns and without rows, and by path the elements that cannot be lazy."""
     rows, columns = await reading.settled_axes()
-    reader, want, known = reading.reader, reading.projection, reading.known
+    reader, want = reading.reader, reading.projection
     tables = (reader.obs, rows, want.obs_columns), (reader.var, columns, want.var_columns)
-    names = (table.frame([], axis.runs, known(table.path)) for table, axis, _ in tables)
+    names = (table.frame([], axis.runs, reading.known(table.path)) for table, axis, _ in tables)
     empty = (table.frame(chosen, Runs.whole(0)) for table, _, chosen in tables)
-    obs, var, no_obs, no_var, *values = await together(*cast("Any", (*names, *empty, *map(reading.element, rest))))
-    await reading.bounds(BLOCK_BYTES, None, 1)
-    uns = next((v for p, v in zip(rest, values, strict=True) if p.path == "uns"), None) or {}
-    colored = [c for c in no_obs.columns if f"{c}_colors" in uns] if reading.is_sliced else []
-    if colored:  # the colors of categories that are not left go, as with a part of an AnnData in memory
-        frame = await reader.obs.frame(colored, rows.runs, known("obs"))
-        values[[p.path for p in rest].index("uns")] = assemble(frame, var[[]], {"uns": uns}, sliced=True).uns
-    return [(rows.arrange(obs).index, no_obs), (columns.arrange(var).index, no_var), *values]
+    work: Any = (*names, *empty, *map(reading.element, rest), reading.bounds(BLOCK_BYTES, None, 1))
+    obs, var, no_obs, no_var, *values, _ = await together(*work)
+    results = dict(zip((part.path for part in rest), values, strict=True))
+    if reading.is_sliced:
+        results |= await _pruned(reading, no_obs, no_var, results)
+    return (rows.arrange(obs), no_obs), (columns.arrange(var), no_var), results
+
+
+async def _pruned(reading: Reading, no_obs: Any, no_var: Any, results: dict[str, Any]) -> dict[str, Any]:
+    """Drop from uns the colors of categories that are not left, and these from frames, as AnnData does of a part."""
+    uns = results.get("uns") or {}
+    axes, tables = await reading.settled_axes(), (reading.reader.obs, reading.reader.var)
+    read = []
+    for table, axis, empty in zip(tables, axes, (no_obs, no_var), strict=True):
+        colored = [name for name in empty.columns if f"{name}_colors" in uns]
+        read.append(table.frame(colored, axis.runs, reading.known(table.path)))
+    obs, var = (axis.arrange(frame) for axis, frame in zip(axes, await together(*read), strict=True))
+    aligned = [p for p, v in results.items() if p[:5] in {"obsm/", "varm/"} and isinstance(v, pd.DataFrame)]
+    shell = assemble(obs, var, {path: results[path] for path in aligned} | {"uns": uns}, sliced=True)
+    return {path: getattr(shell, path[:4])[path[5:]] for path in aligned} | {"uns": shell.uns}
 
 
 def _lazy_table(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lobster_zarr.blocks import BLOCK_BYTES, Block
+from lobster_zarr.errors import InvalidArgumentError
 from lobster_zarr.report import parse_size, positive
 from lobster_zarr.scratch import ahead
 
@@ -139,6 +140,9 @@ class Selection:
         """
         from lobster_zarr.lazy import lazy_anndata
 
+        if sparse_format not in ("matrix", "array"):
+            msg = f"sparse_format is {sparse_format!r}; expected 'matrix' or 'array'."
+            raise InvalidArgumentError(msg)
         return lazy_anndata(self._reading, sparse_format, parse_size(block_bytes, "block_bytes"))
 
     def batches(self, n_rows: int, *, block_bytes: int | str = BLOCK_BYTES) -> Iterator[ad.AnnData]:
