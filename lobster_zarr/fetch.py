@@ -47,12 +47,13 @@ async def together[T](*work: Coroutine[Any, Any, T]) -> list[T]:
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in work]
+        return [task.result() for task in tasks]
     except BaseExceptionGroup as failures:
         first: BaseException = failures
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
-        raise first from first.__cause__
-    return [task.result() for task in tasks]
+    # Not inside: its context would be the group that holds it, a circle that cannot be pickled.
+    raise first from first.__cause__
 
 
 class Fetcher:

@@ -419,3 +419,22 @@ def test_together_keeps_the_order_and_raises_the_first_failure():
 
     run(work())
     assert cancelled == [True, True]
+
+
+def test_a_failure_of_several_at_once_can_be_pickled_with_its_cause() -> None:
+    import pickle
+
+    import tblib.pickling_support
+
+    async def fail() -> None:
+        try:
+            raise ValueError("the cause")
+        except ValueError as cause:
+            raise ChunkDecodeError("damaged") from cause
+
+    tblib.pickling_support.install()  # as distributed does
+    with pytest.raises(ChunkDecodeError, match="damaged") as failed:
+        run(together(fail(), fail()))
+    again = pickle.loads(pickle.dumps(failed.value))  # noqa: S301 - made here
+    assert isinstance(again, ChunkDecodeError)
+    assert str(again.__cause__) == "the cause"
