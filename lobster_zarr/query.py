@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import anndata as ad
     import pandas as pd
+    from distributed import Client
 
     from lobster_zarr.explain import QueryPlan
     from lobster_zarr.reading import Reading
@@ -97,8 +98,15 @@ class Selection:
         self.to_table().to_parquet(path, index=False)
         return Path(path)
 
-    def to_memory(self) -> ad.AnnData:
+    def to_memory(self, *, client: Client | None = None) -> ad.AnnData:
         """Read the selection: what slicing the source in memory gives.
+
+        Parameters
+        ----------
+        client
+            Of a dask.distributed cluster, whose workers read the matrices and send them
+            here; None to read them here, also where a client is active: what is read
+            comes here in any case.
 
         Returns
         -------
@@ -113,7 +121,12 @@ class Selection:
         ChunkDecodeError, StorageError
             A chunk is damaged, or the storage failed.
         """
-        return self._reading.run(self._reading.read())
+        if client is None:
+            return self._reading.run(self._reading.read())
+        from lobster_zarr.lazy import read_on
+
+        self._reading.run(self._reading.check_budget())
+        return read_on(client, self._reading, BLOCK_BYTES)
 
     def to_lazy(
         self, *, sparse_format: Literal["matrix", "array"] = "matrix", block_bytes: int | str = BLOCK_BYTES

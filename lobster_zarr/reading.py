@@ -272,8 +272,7 @@ class Reading:
 
     async def read(self) -> ad.AnnData:
         """Read everything that is asked for."""
-        if self.max_bytes is not None or self.memory_limit is not None:
-            self._check_budget(await self.explain())
+        await self.check_budget()
         rows, columns = await self.axes()
         data, want, parts = self.reader, self.projection, self.parts(*await self.axes())
         obs, var, final, *values = await together(
@@ -346,7 +345,17 @@ class Reading:
                 lacks.append("its chunks are large (convert it)")
             yield from excess(path, ways[0].n_bytes, int(whole * shares[0] * shares[1]), lacks)
 
-    def _check_budget(self, plan: QueryPlan) -> None:
+    async def check_budget(self) -> None:
+        """Refuse a query over budget: plans it, where there is one.
+
+        Raises
+        ------
+        BudgetError
+            It needs more than `max_bytes` or `memory_limit`.
+        """
+        if self.max_bytes is None and self.memory_limit is None:
+            return
+        plan = await self.explain()
         for name, limit, cost in (
             ("max_bytes", self.max_bytes, plan.n_bytes),
             ("memory_limit", self.memory_limit, plan.memory_bytes),

@@ -55,6 +55,8 @@ RINGS: dict[int, set[str]] = {
         "dataset",
         "multimodal",
         "lazy",
+        "lazymatrix",
+        "lazytable",
         "export",
         "verify",
         "audit",

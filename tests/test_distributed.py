@@ -86,8 +86,9 @@ SELECTIONS: dict[str, dict[str, Any]] = {
 def test_workers_compute_what_is_read_directly(client: Client, dataset: lz.Dataset, name: str) -> None:
     selection = dataset.query(**SELECTIONS[name])
     lazy, expected = selection.to_lazy(block_bytes=20_000), selection.to_memory()
-    before = dataset.stats.by_array["X/data"]
     assert_equal(lazy.to_memory().X, expected.X)
+    before = dataset.stats.by_array["X/data"]
+    assert_equal(selection.to_memory(client=client), expected)
     on_workers = client.compute(lazy.obsm["X_pca"]).result()
     assert_equal(on_workers, expected.obsm["X_pca"])
     assert dataset.stats.by_array["X/data"] == before  # the blocks were read elsewhere

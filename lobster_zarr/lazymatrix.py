@@ -1,0 +1,214 @@
+"""A matrix of a store as a dask array that subsets itself by what it reads.
+
+It is made of row blocks, one small task each, and knows what it stands for:
+subsetting it, also through AnnData, makes another one of the rows and columns
+that are left. Must not know what is done with the blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, override
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+from anndata._core.views import as_view
+from dask._task_spec import DataNode, Task, TaskRef
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
+from scipy import sparse
+
+from lobster_zarr.projection import Axis
+from lobster_zarr.selection import positions
+from lobster_zarr.store import run
+
+if TYPE_CHECKING:
+    from lobster_zarr.element import StoreReader
+    from lobster_zarr.reading import Reading
+
+type SparseFormat = Literal["matrix", "array"]
+
+TASK_BYTES = 3 << 10
+"""Positions that take more, encoded, are not in every task of an array but in one key of its graph."""
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """Rows and columns of one matrix of a store.
+
+    Parameters
+    ----------
+    reading
+        Of the selection that it was made for.
+    path
+        Of the matrix.
+    rows, columns
+        Settled; None for an axis that has no positions of its own.
+    of_genes
+        Whether the rows are genes (varm, varp).
+    sparse_format
+        Whether sparse blocks are ``csr_matrix`` or ``csr_array``.
+    block_bytes
+        Decoded bytes of a block.
+    """
+
+    reading: Reading
+    path: str
+    rows: Axis
+    columns: Axis | None
+    of_genes: bool
+    sparse_format: SparseFormat
+    block_bytes: int
+
+    @property
+    def reader(self) -> StoreReader:
+        """Of the store."""
+        return self.reading.reader
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of the matrix in the store."""
+        if self.reader.is_sparse(self.path):
+            return self.reader.sparse(self.path).shape
+        return self.reader.dense(self.path).shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of what is left of it."""
+        whole = self.stored_shape
+        n_columns = [n if self.columns is None else self.columns.count(n) for n in whole[1:2]]
+        return self.rows.count(whole[0]), *n_columns, *whole[2:]
+
+    @property
+    def by_column(self) -> bool:
+        """Whether blocks are columns: of a matrix that is stored by column alone."""
+        if not self.reader.is_sparse(self.path):
+            return False
+        return not self.reader.sparse(self.path).row_major
+
+    @property
+    def meta(self) -> Any:
+        """An empty block."""
+        if not self.reader.is_sparse(self.path):
+            return np.empty((0,) * len(self.stored_shape), self.reader.dense(self.path).dtype)
+        kinds = {
+            ("matrix", False): sparse.csr_matrix,
+            ("matrix", True): sparse.csc_matrix,
+            ("array", False): sparse.csr_array,
+            ("array", True): sparse.csc_array,
+        }
+        return kinds[self.sparse_format, self.by_column]((0, 0), dtype=self.reader.sparse(self.path).values.dtype)
+
+    async def bounds(self) -> np.ndarray:
+        """Where blocks begin and end, along the axis that is cut."""
+        if self.by_column or self.of_genes:
+            cut = 1 if self.by_column else 0
+            n_blocks = math.ceil(math.prod(self.shape) * self._density / self.block_bytes)
+            return np.linspace(0, self.shape[cut], max(min(n_blocks, self.shape[cut]), 1) + 1).astype(np.int64)
+        return await self.reading.part(self.rows, self.columns or Axis(None, None)).bounds(
+            self.block_bytes, self.path, 1
+        )
+
+    @property
+    def _density(self) -> float:
+        return self.reader.size_bytes(self.path) / max(math.prod(self.stored_shape), 1)
+
+    def pick(self, axis: int, which: slice | np.ndarray) -> Matrix:
+        """Take some rows or columns."""
+        if axis == 0:
+            return replace(self, rows=self.rows.pick(which, self.stored_shape[0]))
+        return replace(self, columns=(self.columns or Axis(None, None)).pick(which, self.stored_shape[1]))
+
+
+class LazyMatrix(da.Array):
+    """A dask array of the blocks of a :class:`Matrix`, that subsets itself by what it reads.
+
+    Everything but subsetting by slices, masks and positions is dask's.
+    """
+
+    _matrix: Matrix
+
+    def __new__(cls, matrix: Matrix) -> Self:  # noqa: D102
+        graph, name, chunks = _graph(matrix, run(matrix.bounds()))
+        made: Self = super().__new__(cls, graph, name, chunks, meta=matrix.meta)  # type: ignore[no-untyped-call]
+        made._matrix = matrix
+        return made
+
+    @override
+    def __getitem__(self, index: Any) -> da.Array:
+        given = index if isinstance(index, tuple) else (index,)
+        plain = [i for i in given if isinstance(i, slice | list | np.ndarray | pd.Series | pd.Index)]
+        n_lists = sum(not isinstance(i, slice) for i in plain)
+        if len(plain) < len(given) or len(given) > min(self.ndim, 2) or n_lists > 1:
+            return cast("da.Array", super().__getitem__(index))  # type: ignore[no-untyped-call]
+        matrix = self._matrix
+        for axis, which in enumerate(given):
+            if not (isinstance(which, slice) and which == slice(None)):
+                matrix = matrix.pick(axis, positions(which, None, self.shape[axis], axis=f"axis {axis}"))
+        return self if matrix is self._matrix else LazyMatrix(matrix)
+
+    @override
+    def copy(self) -> da.Array:
+        return LazyMatrix(self._matrix)
+
+
+@as_view.register(LazyMatrix)
+def _as_view(array: LazyMatrix, view_args: Any) -> LazyMatrix:  # noqa: ARG001 - AnnData's signature
+    return array  # AnnData's own view of a dask array would forget what it stands for
+
+
+def _graph(matrix: Matrix, bounds: np.ndarray) -> tuple[HighLevelGraph, str, tuple[tuple[int, ...], ...]]:
+    """Make the graph of a matrix, its name and its chunks."""
+    rows, columns, reader, cut = matrix.rows, matrix.columns, matrix.reader, int(matrix.by_column)
+    kind = type(matrix.meta)
+    packed = rows.pack(), columns.pack() if columns else b""
+    token = tokenize(reader.uri, reader.identity.digest, matrix.path, packed, kind, bounds)
+    name = f"{matrix.path.replace('/', '-')}-{token}"
+    large = len(packed[cut]) / max(len(bounds) - 1, 1) + len(packed[1 - cut]) > TASK_BYTES
+    shared = f"positions-{token}"
+    tasks: dict[Any, Any] = {shared: DataNode(shared, (rows, columns))} if large else {}
+    n_dims = len(matrix.shape)
+    for block, (start, stop) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
+        key = (name, *(block if axis == cut else 0 for axis in range(n_dims)))
+        which = slice(start, stop)
+        if large:
+            axes: Any = TaskRef(shared)
+        else:
+            parts = [rows, columns or Axis(None, None)]
+            parts[cut] = parts[cut].pick(which, matrix.stored_shape[cut])
+            axes, which = (parts[0], parts[1] if columns or cut else None), slice(None)
+        tasks[key] = Task(key, read_block, reader, matrix.path, kind, axes, (cut, which))
+    sizes = tuple(np.diff(bounds).tolist())
+    chunks = tuple(sizes if axis == cut else (n,) for axis, n in enumerate(matrix.shape))
+    return HighLevelGraph.from_collections(name, tasks), name, chunks
+
+
+def read_block(
+    reader: StoreReader, path: str, kind: type, axes: tuple[Axis, Axis | None], part: tuple[int, slice]
+) -> Any:
+    """Read one block of a matrix: what a task of the graph does, wherever it runs.
+
+    Parameters
+    ----------
+    reader
+        Of the store.
+    path
+        Of the matrix.
+    kind
+        The type of a sparse block.
+    axes
+        Rows and columns.
+    part
+        Along which of them, and where, the block lies.
+    """
+    sparse_block = reader.is_sparse(path)
+    shape = reader.sparse(path).shape if sparse_block else reader.dense(path).shape
+    picked = [axes[0], axes[1] or Axis(None, None)]
+    picked[part[0]] = picked[part[0]].pick(part[1], shape[part[0]])
+    rows, columns = picked
+    value = run(reader.identity.guarded(reader.matrix(path, rows.runs, columns.runs)))
+    value = rows.arrange(value)
+    value = value if columns.take is None else value[:, columns.take]
+    return kind(value) if sparse_block and not isinstance(value, kind) else value
