@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from lobster_zarr.element import StoreReader
     from lobster_zarr.projection import Axis
 
-BLOCK_BYTES = 128 << 20
-"""Decoded bytes of a block, of its heaviest matrix."""
+BLOCK_BYTES = 64 << 20
+"""Decoded bytes of a block, of its heaviest matrix; what fits in two is not cut. scanpy's steps hold several copies
+of a block for each core."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +58,15 @@ class Weights:
     def bounds(self, target_bytes: int) -> np.ndarray:
         """Cut the rows into blocks of about `target_bytes`, at the ends of objects where blocks follow them.
 
+        What fits in two is one block.
+
         Returns
         -------
         ndarray of int64
             Bounds of the blocks, from 0 to the number of rows; of no rows, one empty block.
         """
         ends = np.cumsum(self.row_bytes) + self.phase_bytes
-        if not len(ends) or ends[-1] - self.phase_bytes <= target_bytes:
+        if not len(ends) or ends[-1] - self.phase_bytes <= 2 * target_bytes:
             return np.asarray([0, len(ends)])
         step = max(target_bytes, 1)
         if self.shard_bytes:  # equal parts of an object, or whole objects
