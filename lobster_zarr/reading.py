@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from lobster_zarr.assemble import assemble
-from lobster_zarr.blocks import weigh
+from lobster_zarr.blocks import Weights, weigh
 from lobster_zarr.errors import BudgetError, FormatError, NotFoundError, did_you_mean
 from lobster_zarr.explain import ArrayPlan, QueryPlan, excess
 from lobster_zarr.fetch import Fetcher, together
@@ -149,10 +149,15 @@ class Reading:
             path = max(matrices, key=self.reader.size_bytes, default=None)
         if path is None:
             return np.asarray([0, n_rows])
-        self._matrix(path, rows, columns)
-        bounds = (await weigh(self.reader, path, rows, self._share(path, columns))).bounds(target_bytes)
+        bounds = (await self.weights(path)).bounds(target_bytes)
         up = np.minimum(-(-bounds // multiple) * multiple, n_rows)
         return up if len(up) == 2 else np.unique(up)
+
+    async def weights(self, path: str) -> Weights:
+        """Weigh the rows of one matrix of the selection."""
+        rows, columns = await self.settled_axes()
+        self.member(path, rows, columns)
+        return await weigh(self.reader, path, rows, self._share(path, columns))
 
     def _share(self, path: str, columns: Axis) -> float:
         """About which share of a matrix's rows is in memory at once, where some columns are wanted."""
@@ -168,9 +173,16 @@ class Reading:
         NotFoundError
             The selection does not bring it.
         """
-        return await self._read_part(self._matrix(path, *(await self.settled_axes())))
+        return await self._read_part(self.member(path, *(await self.settled_axes())))
 
-    def _matrix(self, path: str, rows: Axis, columns: Axis) -> Part:
+    def member(self, path: str, rows: Axis, columns: Axis) -> Part:
+        """Return what one matrix of the selection is made of, without a request.
+
+        Raises
+        ------
+        NotFoundError
+            The selection does not bring it.
+        """
         parts = {part.path: part for part in self.parts(rows, columns) if part.rows is rows and not part.whole}
         if path not in parts:
             msg = f"the selection brings no matrix {path!r}.{did_you_mean(path, parts)} It has: {sorted(parts)}"
