@@ -132,6 +132,7 @@ class Loader:
 
     def __init__(self, reading: Reading, options: Options, own_seed: int | None = None, epoch: int = 0) -> None:
         check_rowwise(reading, options.path)
+        reading = reading.only(options.path)
         known = reading.reader.obs.columns
         for name in options.labels:
             if name not in known:
@@ -265,10 +266,10 @@ def encode(column: Any) -> tuple[np.ndarray, pd.Index | None]:
     Index or None
         What the codes count.
     """
-    if isinstance(column.dtype, pd.StringDtype) or getattr(column.dtype, "kind", "") in "OTU":
-        column = pd.Categorical(np.asarray(column, object))
     if isinstance(column, pd.Categorical):
         return column.codes, column.categories
+    if column.dtype.kind in "OTU":
+        return encode(pd.Categorical(np.asarray(column, object)))
     if isinstance(column, np.ndarray):
         return column, None
     missing = column.isna().any()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lobster_zarr.assemble import release
 from lobster_zarr.blocks import BLOCK_BYTES, Block
 from lobster_zarr.loader import Loader, Options, check_rowwise
 from lobster_zarr.report import parse_size, positive
@@ -135,8 +136,12 @@ class Selection:
 
     def _batches(self, n_rows: int, block_bytes: int) -> Iterator[ad.AnnData]:
         for block in ahead(map(self._read_rows, *_pairs(self._bounds(block_bytes, None, n_rows)))):
+            if 0 < block.n_obs <= n_rows:
+                yield block
+                continue
             for at in range(0, block.n_obs, n_rows):
-                yield block if block.n_obs <= n_rows else block[at : at + n_rows].copy()
+                yield block[at : at + n_rows].copy()
+            release(block)
 
     def blocks(self, path: str = "X", *, block_bytes: int | str = BLOCK_BYTES) -> Iterator[Block]:
         """Read one matrix of the selection in order, block by block; the next is read while one is used.
@@ -154,7 +159,8 @@ class Selection:
             Positions of the rows in the selection, and their values.
         """
         check_rowwise(self._reading, path)
-        return self._blocks(path, parse_size(block_bytes, "block_bytes"))
+        alone = Selection(self._reading.only(path))
+        return alone._blocks(path, parse_size(block_bytes, "block_bytes"))
 
     def _blocks(self, path: str, block_bytes: int) -> Iterator[Block]:
         yield from ahead(map(partial(self._read_block, path), *_pairs(self._bounds(block_bytes, path, 1))))

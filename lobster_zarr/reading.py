@@ -140,6 +140,13 @@ class Reading:
         part._resolver, part._shared = self._resolver, self._shared
         return part
 
+    def only(self, path: str) -> Reading:
+        """Return the reading of one matrix alone: nothing is read ahead for others."""
+        axes, alone = self.resolved, Projection.only(path)
+        one = Reading(self.reader, self.obs, self.var, self.order, alone, None, None, self.stats, axes, self.is_part)
+        one._resolver = self._resolver
+        return one
+
     async def bounds(self, target_bytes: int, path: str | None, multiple: int) -> np.ndarray:
         """Cut the rows into blocks: bounds in the result, from 0 to the number of rows."""
         rows, columns = await self.settled_axes()
@@ -274,6 +281,18 @@ class Reading:
             self._shared[path] = await self.reader.whole(path)
         return self._shared[path]
 
+    async def _var(self, columns: Axis) -> pd.DataFrame:
+        """Read the var rows; once for all parts of a selection with the same genes."""
+        kept = None if self._shared is None else self._shared.get("var")
+        if kept is not None and kept[0] is columns:
+            return kept[1].copy()
+        known = self._resolver.known.get("var")
+        frame = await self.reader.var.frame(self.projection.var_columns, columns.runs, known)
+        if self._shared is None:
+            return frame
+        self._shared["var"] = columns, frame
+        return frame.copy()
+
     async def read(self) -> ad.AnnData:
         """Read everything that is asked for."""
         if self.max_bytes is not None or self.memory_limit is not None:
@@ -282,7 +301,7 @@ class Reading:
         data, want, parts = self.reader, self.projection, self.parts(*await self.axes())
         obs, var, final, *values = await together(
             data.obs.frame(want.obs_columns, rows.runs, self._resolver.known.get("obs")),
-            data.var.frame(want.var_columns, columns.runs, self._resolver.known.get("var")),
+            self._var(columns),
             self._settled(rows),
             *(self._read_part(part) for part in parts),
         )
