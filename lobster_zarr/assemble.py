@@ -58,12 +58,11 @@ def release(adata: ad.AnnData) -> None:
     A view is part of a reference cycle and holds what it was taken of: without this its
     matrices would stay in memory until the garbage collector happens to run.
     """
-    del adata.X
-    for members in (adata.layers, adata.obsm, adata.obsp):
+    block: Any = adata
+    del block.X, block.raw
+    for members in (block.layers, block.obsm, block.obsp):
         for name in [name for name in members if name is not None]:  # which is X
             del members[name]
-    if adata.raw is not None:
-        del adata.raw
 
 
 def _has_categories(frame: pd.DataFrame) -> bool:

@@ -284,7 +284,7 @@ def as_tensor(matrix: Any) -> Any:
         return torch.from_numpy(matrix)
     matrix.sum_duplicates()  # torch expects ascending positions
     parts = (torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data))
-    return torch.sparse_csr_tensor(*parts, size=matrix.shape)
+    return torch.sparse_csr_tensor(*parts, size=matrix.shape, check_invariants=False)
 
 
 def _join_torch() -> None:
@@ -295,6 +295,6 @@ def _join_torch() -> None:
     except ImportError as error:
         raise UnsupportedError("as_torch=True needs torch, which is not installed: pip install torch.") from error
     IterableDataset.register(Loader)
-    with warnings.catch_warnings():  # torch says once a process that sparse CSR is in beta state
+    with warnings.catch_warnings():  # torch says once a process that sparse CSR is in beta state, and not checked
         warnings.simplefilter("ignore")
-        torch.empty(0, 0).to_sparse_csr()
+        torch.sparse_csr_tensor(torch.zeros(1, dtype=torch.int32), torch.empty(0, dtype=torch.int32), torch.empty(0))

@@ -183,13 +183,7 @@ class Reading:
         return await self._read_part(self.member(path, *(await self.settled_axes())))
 
     def member(self, path: str, rows: Axis, columns: Axis) -> Part:
-        """Return what one matrix of the selection is made of, without a request.
-
-        Raises
-        ------
-        NotFoundError
-            The selection does not bring it.
-        """
+        """Return one matrix of the selection as it is asked for; no request. An error where it is not."""
         parts = {part.path: part for part in self.parts(rows, columns) if part.rows is rows and not part.whole}
         if path not in parts:
             msg = f"the selection brings no matrix {path!r}.{did_you_mean(path, parts)} It has: {sorted(parts)}"
