@@ -31,6 +31,10 @@ RUN_BYTES = 1 << 20
 """Decoded bytes of a run: about sixteen chunks, so that the two that it shares with its neighbours cost little."""
 
 
+ROW_BYTES = 24
+"""Of a row beside its values: its offset, its position and its place."""
+
+
 class Batch(NamedTuple):
     """Rows of a selection.
 
@@ -222,14 +226,14 @@ class Loader:
         read: list[Any] = await together(
             reading.weights(options.path), *(obs.column(name, rows.runs) for name in options.labels)
         )
-        weights, stored, order = read[0].row_bytes, rows.stored(obs.n_rows), None
+        weights, stored, order = read[0].row_bytes + ROW_BYTES, rows.stored(obs.n_rows), None
         if options.shuffle and np.any(np.diff(stored) < 0):
             order = np.argsort(stored, kind="stable")
             weights, stored = weights[order], stored[order]
         epochs = Epochs(
             weights,
             options.batch_size,
-            options.run_rows or max(int(RUN_BYTES / max(weights.mean(), 1)) if len(weights) else 1, 1),
+            options.run_rows or max(int(RUN_BYTES / weights.mean()) if len(weights) else 1, 1),
             parse_size(options.buffer_bytes, "buffer_bytes"),
             options.shuffle,
             options.drop_last,

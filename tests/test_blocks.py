@@ -167,13 +167,15 @@ def readers_ahead() -> list[str]:
 
 
 @pytest.mark.parametrize("end", ["close", "forget", "raise"])
-@pytest.mark.parametrize("kind", ["batches", "blocks"])
+@pytest.mark.parametrize("kind", ["batches", "blocks", "loader"])
 def test_stopping_early_leaves_no_thread(path: Path, end: str, kind: str) -> None:
     def use() -> None:
         selection = lz.open(path).query()
-        items: Any = (
-            selection.batches(10, block_bytes="1kB") if kind == "batches" else selection.blocks(block_bytes="1kB")
-        )
+        items: Any = {
+            "batches": lambda: selection.batches(10, block_bytes="1kB"),
+            "blocks": lambda: selection.blocks(block_bytes="1kB"),
+            "loader": lambda: iter(selection.loader(10, buffer_bytes="1kB", run_rows=5)),
+        }[kind]()
         next(items)
         assert readers_ahead()
         if end == "close":

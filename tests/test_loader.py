@@ -19,6 +19,7 @@ from zarr.storage import LocalStore
 
 import lobster_zarr as lz
 from lobster_zarr.errors import ChunkDecodeError, InvalidArgumentError, NotFoundError, UnsupportedError
+from lobster_zarr.loader import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -151,6 +152,14 @@ def test_labels_of_every_kind(path: Path, source: ad.AnnData) -> None:
         assert_equal(batch.labels[name], source.obs[name].to_numpy())
     assert_equal(batch.labels["passage"], source.obs["passage"].to_numpy("int16"))
     assert_equal(batch.labels["passed"], source.obs["passed"].to_numpy("float64", na_value=np.nan))
+
+
+@pytest.mark.parametrize("dtype", ["string", "str", object])
+def test_text_that_is_missing_is_coded_so(dtype: Any) -> None:
+    codes, classes = encode(pd.array(["b", None, "a", "b"], dtype=dtype))
+    assert codes.tolist() == [1, -1, 0, 1]
+    assert classes is not None
+    assert classes.tolist() == ["a", "b"]
 
 
 def test_each_epoch_has_an_order_that_the_seed_repeats(path: Path) -> None:
