@@ -52,5 +52,18 @@ def assemble(obs: Any, var: Any, results: dict[str, Any], *, sliced: bool) -> ad
         return ad.AnnData(results.get("X"), obs=obs, var=var, uns=uns, raw=whole_raw, **parts)
 
 
+def release(adata: ad.AnnData) -> None:
+    """Empty an AnnData of which views were taken, and which is not used any more.
+
+    A view is part of a reference cycle and holds what it was taken of: without this its
+    matrices would stay in memory until the garbage collector happens to run.
+    """
+    block: Any = adata
+    del block.X, block.raw
+    for members in (block.layers, block.obsm, block.obsp):
+        for name in [name for name in members if name is not None]:  # which is X
+            del members[name]
+
+
 def _has_categories(frame: pd.DataFrame) -> bool:
     return any(isinstance(dtype, pd.CategoricalDtype) for dtype in frame.dtypes)

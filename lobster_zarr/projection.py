@@ -46,6 +46,15 @@ class Projection:
     obs_columns: Names = None
     var_columns: Names = None
 
+    @classmethod
+    def only(cls, path: str) -> Projection:
+        """Bring one matrix and nothing else."""
+        parent, _, name = path.partition("/")
+        layers, obsm, obsp = ([name] if parent == p else [] for p in ("layers", "obsm", "obsp"))
+        return cls(
+            path == "X", layers, obsm, [], obsp, [], uns=False, raw=parent == "raw", obs_columns=[], var_columns=[]
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Axis:

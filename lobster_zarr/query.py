@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from lobster_zarr.assemble import release
 from lobster_zarr.blocks import BLOCK_BYTES, Block
 from lobster_zarr.errors import InvalidArgumentError
+from lobster_zarr.loader import Loader, Options, check_rowwise
 from lobster_zarr.report import parse_size, positive
 from lobster_zarr.scratch import ahead
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import anndata as ad
@@ -174,10 +176,16 @@ class Selection:
         AnnData
             What :meth:`to_memory` of these rows gives.
         """
-        size = positive(n_rows, "n_rows")
-        for block in ahead(map(self._read_rows, *_pairs(self._bounds(block_bytes, None, size)))):
-            for at in range(0, block.n_obs, size):
-                yield block if block.n_obs <= size else block[at : at + size].copy()
+        return self._batches(positive(n_rows, "n_rows"), parse_size(block_bytes, "block_bytes"))
+
+    def _batches(self, n_rows: int, block_bytes: int) -> Iterator[ad.AnnData]:
+        for block in ahead(map(self._read_rows, *_pairs(self._bounds(block_bytes, None, n_rows)))):
+            if 0 < block.n_obs <= n_rows:
+                yield block
+                continue
+            for at in range(0, block.n_obs, n_rows):
+                yield block[at : at + n_rows].copy()
+            release(block)
 
     def blocks(self, path: str = "X", *, block_bytes: int | str = BLOCK_BYTES) -> Iterator[Block]:
         """Read one matrix of the selection in order, block by block; the next is read while one is used.
@@ -194,10 +202,93 @@ class Selection:
         Block
             Positions of the rows in the selection, and their values.
         """
+        check_rowwise(self._reading, path)
+        alone = Selection(self._reading.only(path))
+        return alone._blocks(path, parse_size(block_bytes, "block_bytes"))
+
+    def _blocks(self, path: str, block_bytes: int) -> Iterator[Block]:
         yield from ahead(map(partial(self._read_block, path), *_pairs(self._bounds(block_bytes, path, 1))))
 
-    def _bounds(self, block_bytes: int | str, path: str | None, multiple: int) -> np.ndarray:
-        return self._reading.run(self._reading.bounds(parse_size(block_bytes, "block_bytes"), path, multiple))
+    def loader(  # noqa: PLR0913 - the public contract
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int | None = None,
+        labels: Sequence[str] = (),
+        path: str = "X",
+        dense: bool = False,
+        as_torch: bool = False,
+        drop_last: bool = False,
+        buffer_bytes: int | str = BLOCK_BYTES,
+        run_rows: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Loader:
+        """Give shuffled batches of one matrix, with labels, for training; reads nothing yet.
+
+        Rows that lie together in storage are cut into runs, the runs are shuffled, as many as
+        fit in a buffer are read at once, and the rows of the buffer are shuffled. The
+        next buffer is read while one is used.
+
+        Parameters
+        ----------
+        batch_size
+            Rows of a batch; the last one of an epoch may have fewer.
+        shuffle
+            Each epoch in another order. False: in the order of the selection.
+        seed
+            The same seed gives the same batches, epoch by epoch. None: one of its own.
+        labels
+            obs columns that come with each batch. Categories and text are encoded as
+            positions in ``loader.classes[column]``, what is missing as -1.
+        path
+            ``"X"``, ``"layers/counts"``, ``"obsm/X_pca"``.
+        dense
+            Whether a matrix that is stored sparse comes as an ndarray, not as CSR.
+        as_torch
+            Whether a batch holds torch tensors, and a torch ``DataLoader`` may take the loader.
+        drop_last
+            Leave out a last batch of fewer rows; each rank then has as many batches.
+        buffer_bytes
+            Decoded bytes that are read at once. Two such buffers are in memory.
+        run_rows
+            Fewer mix better, more take fewer requests. None: about one MB, decoded.
+        rank, world_size
+            Of several processes that train together each takes an equal share of the rows.
+
+        Returns
+        -------
+        Loader
+            Iterating it gives one epoch of :class:`~lobster_zarr.loader.Batch`.
+
+        Raises
+        ------
+        NotFoundError
+            The selection does not bring `path`, or obs has no such column.
+        InvalidArgumentError
+            An option out of its domain.
+        UnsupportedError
+            `path` is in obsp, or torch is asked for and not installed.
+        """
+        options = Options(
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            labels=labels,
+            path=path,
+            dense=dense,
+            as_torch=as_torch,
+            drop_last=drop_last,
+            buffer_bytes=buffer_bytes,
+            run_rows=run_rows,
+            rank=rank,
+            world_size=world_size,
+        )
+        return Loader(self._reading, options)
+
+    def _bounds(self, block_bytes: int, path: str | None, multiple: int) -> np.ndarray:
+        return self._reading.run(self._reading.bounds(block_bytes, path, multiple))
 
     def _part(self, start: int, stop: int) -> Reading:
         rows, columns = self._reading.run(self._reading.settled_axes())

@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from lobster_zarr.assemble import assemble
-from lobster_zarr.blocks import weigh
-from lobster_zarr.errors import BudgetError, FormatError, NotFoundError, did_you_mean
-from lobster_zarr.explain import ArrayPlan, QueryPlan, excess
-from lobster_zarr.fetch import Fetcher, together
+from lobster_zarr.blocks import Weights, weigh
+from lobster_zarr.costs import array_plan, check_budget, excesses
+from lobster_zarr.errors import FormatError, NotFoundError, did_you_mean
+from lobster_zarr.explain import QueryPlan
+from lobster_zarr.fetch import together
 from lobster_zarr.grid import Runs
 from lobster_zarr.layout import SOURCE_ORDER
 from lobster_zarr.plan import ArrayRead
 from lobster_zarr.projection import Axis, Names, Order, Part, Projection
-from lobster_zarr.report import human_bytes
 from lobster_zarr.resolve import Resolver, n_named
 from lobster_zarr.store import run
 from lobster_zarr.table import Known
 from lobster_zarr.traffic import Stats, observed
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Sequence
+    from collections.abc import Coroutine, Sequence
 
     import anndata as ad
     import pandas as pd
@@ -140,6 +139,13 @@ class Reading:
         part._resolver, part._shared = self._resolver, self._shared
         return part
 
+    def only(self, path: str) -> Reading:
+        """Return the reading of one matrix alone: nothing is read ahead for others."""
+        axes, alone = self.resolved, Projection.only(path)
+        one = Reading(self.reader, self.obs, self.var, self.order, alone, None, None, self.stats, axes, self.is_part)
+        one._resolver = self._resolver
+        return one
+
     async def bounds(self, target_bytes: int, path: str | None, multiple: int) -> np.ndarray:
         """Cut the rows into blocks: bounds in the result, from 0 to the number of rows."""
         rows, columns = await self.settled_axes()
@@ -149,10 +155,15 @@ class Reading:
             path = max(matrices, key=self.reader.size_bytes, default=None)
         if path is None:
             return np.asarray([0, n_rows])
-        self._matrix(path, rows, columns)
-        bounds = (await weigh(self.reader, path, rows, self._share(path, columns))).bounds(target_bytes)
+        bounds = (await self.weights(path)).bounds(target_bytes)
         up = np.minimum(-(-bounds // multiple) * multiple, n_rows)
         return up if len(up) == 2 else np.unique(up)
+
+    async def weights(self, path: str) -> Weights:
+        """Weigh the rows of one matrix of the selection."""
+        rows, columns = await self.settled_axes()
+        self.member(path, rows, columns)
+        return await weigh(self.reader, path, rows, self._share(path, columns))
 
     def _share(self, path: str, columns: Axis) -> float:
         """About which share of a matrix's rows is in memory at once, where some columns are wanted."""
@@ -168,9 +179,10 @@ class Reading:
         NotFoundError
             The selection does not bring it.
         """
-        return await self._read_part(self._matrix(path, *(await self.settled_axes())))
+        return await self._read_part(self.member(path, *(await self.settled_axes())))
 
-    def _matrix(self, path: str, rows: Axis, columns: Axis) -> Part:
+    def member(self, path: str, rows: Axis, columns: Axis) -> Part:
+        """Return one matrix of the selection as it is asked for; no request. An error where it is not."""
         parts = {part.path: part for part in self.parts(rows, columns) if part.rows is rows and not part.whole}
         if path not in parts:
             msg = f"the selection brings no matrix {path!r}.{did_you_mean(path, parts)} It has: {sorted(parts)}"
@@ -270,6 +282,18 @@ class Reading:
             self._shared[path] = await self.reader.whole(path)
         return self._shared[path]
 
+    async def _var(self, columns: Axis) -> pd.DataFrame:
+        """Read the var rows; once for all parts of a selection with the same genes."""
+        kept = None if self._shared is None else self._shared.get("var")
+        if kept is not None and kept[0] is columns:
+            return kept[1].copy()
+        known = self._resolver.known.get("var")
+        frame = await self.reader.var.frame(self.projection.var_columns, columns.runs, known)
+        if self._shared is None:
+            return frame
+        self._shared["var"] = columns, frame
+        return frame.copy()
+
     async def read(self) -> ad.AnnData:
         """Read everything that is asked for."""
         await self.check_budget()
@@ -277,7 +301,7 @@ class Reading:
         data, want, parts = self.reader, self.projection, self.parts(*await self.axes())
         obs, var, final, *values = await together(
             data.obs.frame(want.obs_columns, rows.runs, self._resolver.known.get("obs")),
-            data.var.frame(want.var_columns, columns.runs, self._resolver.known.get("var")),
+            self._var(columns),
             self._settled(rows),
             *(self._read_part(part) for part in parts),
         )
@@ -292,6 +316,11 @@ class Reading:
             # AnnData refuses elements whose lengths do not fit each other.
             msg = f"the elements of {self.uri} do not fit together: {error} Convert it again from a sound source."
             raise FormatError(msg) from error
+
+    async def check_budget(self) -> None:
+        """Plan the query where it has a budget, and refuse it if it is over."""
+        if self.max_bytes is not None or self.memory_limit is not None:
+            check_budget(await self.explain(), self.max_bytes, self.memory_limit)
 
     async def explain(self) -> QueryPlan:
         """Plan the query without running it."""
@@ -318,54 +347,16 @@ class Reading:
             uri=self.uri,
             n_obs=rows.count(data.obs.n_rows),
             n_vars=columns.count(data.var.n_rows),
-            arrays=tuple(_array_plan(data.fetcher, read) for read in reads),
+            arrays=tuple(array_plan(data.fetcher, read) for read in reads),
             layouts={path: {way.name: way.n_bytes for way in ways} for path, ways in self._ways.items()},
             network=data.fetcher.network,
             spent_requests=self.stats.n_requests - before[0],
             spent_bytes=self.stats.n_bytes - before[1],
-            notes=(*self._resolver.notes, *self._excess(rows, columns)),
+            notes=(*self._resolver.notes, *excesses(data, self._ways, rows, columns)),
             reordered=rows.take is not None
             or columns.take is not None
             or (rows.pending and any(not (part.whole or self._in_place(part)) for part in self.parts(rows, columns))),
         )
-
-    def _excess(self, rows: Axis, columns: Axis) -> Iterator[str]:
-        """Say of each sparse matrix what its layout makes the query read in vain, where that is much."""
-        for path, ways in self._ways.items():
-            reader = self.reader.sparse(path)
-            whole = self.reader.fetcher.price([ArrayRead(reader.values), ArrayRead(reader.indices)])[1]
-            by_gene = not path.startswith("obsp/")
-            shares = [rows.count(reader.shape[0]) / max(reader.shape[0], 1)]
-            shares.append(columns.count(reader.shape[1]) / max(reader.shape[1], 1) if by_gene else shares[0])
-            n_runs = 1 if rows.runs is None else len(rows.runs.starts)
-            lacks = [f"the cells lie in {n_runs:,} places (convert with sort_by)"] if n_runs > 1 else []
-            if by_gene and columns.runs is not None and not self.reader.has_companion(path):
-                lacks.append("it is not stored by gene (convert with gene_major)")
-            if not math.prod(reader.values.grid.chunks_per_shard) > 1 and not self.reader.fetcher.strict:
-                lacks.append("its chunks are large (convert it)")
-            yield from excess(path, ways[0].n_bytes, int(whole * shares[0] * shares[1]), lacks)
-
-    async def check_budget(self) -> None:
-        """Refuse a query over budget: plans it, where there is one.
-
-        Raises
-        ------
-        BudgetError
-            It needs more than `max_bytes` or `memory_limit`.
-        """
-        if self.max_bytes is None and self.memory_limit is None:
-            return
-        plan = await self.explain()
-        for name, limit, cost in (
-            ("max_bytes", self.max_bytes, plan.n_bytes),
-            ("memory_limit", self.memory_limit, plan.memory_bytes),
-        ):
-            if limit is not None and cost > limit:
-                msg = (
-                    f"the query on {self.uri} would need {human_bytes(cost)}, over {name}={human_bytes(limit)} "
-                    f"({plan.n_obs:,} cells × {plan.n_vars:,} genes); narrow it, or raise the limit."
-                )
-                raise BudgetError(msg)
 
 
 def _runs(axis: Axis | None) -> Runs | None:
@@ -375,12 +366,3 @@ def _runs(axis: Axis | None) -> Runs | None:
 def _below(reader: StoreReader, parent: str) -> list[str]:
     """Members of a group, relative to ``raw``."""
     return [f"{parent.removeprefix('raw/')}/{name}" for name in reader.tree.children(parent)]
-
-
-def _array_plan(fetcher: Fetcher, read: ArrayRead) -> ArrayPlan:
-    plan = fetcher.plan(read)
-    n_bytes, exact = fetcher.expected_bytes(read, plan)
-    node = read.node
-    return ArrayPlan(
-        node.path, len(fetcher.sent(plan)), n_bytes, exact, read.chunk_ids, node.grid.n_chunks, read.result_bytes
-    )

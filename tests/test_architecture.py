@@ -24,7 +24,7 @@ VAGUE = {"utils", "util", "helpers", "common", "core", "manager", "misc"}
 # no circle comes of it. Imports inside functions and under TYPE_CHECKING count too.
 RINGS: dict[int, set[str]] = {
     0: {"errors"},
-    1: {"selection", "grid", "byterange"},  # pure arithmetic
+    1: {"selection", "grid", "byterange", "epoch"},  # pure arithmetic
     2: {"noted", "zones", "node", "layout", "predicate", "_clause", "_python", "_sql", "_source"},  # pure model
     3: {"plan"},  # pure planning
     4: {
@@ -48,6 +48,8 @@ RINGS: dict[int, set[str]] = {
         "query",
         "reading",
         "blocks",
+        "costs",
+        "loader",
         "resolve",
         "sql",
         "projection",
@@ -93,6 +95,7 @@ LAZY = [
     "mudata",
     "s3fs",
     "scanpy",
+    "torch",
     "xarray",
 ]
 
