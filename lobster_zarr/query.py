@@ -7,23 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lobster_zarr import aggregate
 from lobster_zarr.blocks import BLOCK_BYTES, Block
 from lobster_zarr.report import parse_size, positive
 from lobster_zarr.scratch import ahead
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import anndata as ad
     import pandas as pd
 
     from lobster_zarr.explain import QueryPlan
+    from lobster_zarr.moments import Func
     from lobster_zarr.reading import Reading
     from lobster_zarr.traffic import Stats
 
@@ -151,6 +153,58 @@ class Selection:
             Positions of the rows in the selection, and their values.
         """
         yield from ahead(map(partial(self._read_block, path), *_pairs(self._bounds(block_bytes, path, 1))))
+
+    def aggregate(
+        self,
+        by: str | Sequence[str] | None,
+        func: Func | Sequence[Func] = "sum",
+        *,
+        path: str = "X",
+        client: Any = None,
+        block_bytes: int | str = aggregate.BLOCK_BYTES,
+        memory_limit: int | str = "2GB",
+    ) -> ad.AnnData:
+        """Aggregate each gene over groups of cells (pseudobulk): no more than a few blocks are ever in memory.
+
+        Parameters
+        ----------
+        by
+            One or several columns of obs. A cell for which one of them is missing is left out, as pandas does.
+            None takes all cells as one group, called ``all``: per-gene statistics.
+        func
+            One or several of ``"sum"``, ``"mean"``, ``"count_nonzero"`` and ``"var"`` (with one degree of
+            freedom less than cells; NaN of a single cell).
+        path
+            ``"X"``, or a layer: ``"layers/counts"``.
+        client
+            A ``dask.distributed.Client`` on whose workers to compute. None takes the active one,
+            where there is one, else this process; ``"local"`` always takes this process.
+        block_bytes
+            Decoded bytes of a block. Three are in memory, on dask one a thread.
+        memory_limit
+            Refuse, before anything of the matrix is read, a result that needs more.
+
+        Returns
+        -------
+        AnnData, shape (n_groups, n_vars)
+            One row a group, as ``groupby(by, observed=True, sort=True)`` sorts them; obs has the columns
+            `by` and ``n_obs_aggregated``, the number of cells; var is the selection's. As of
+            ``scanpy.get.aggregate`` each statistic is a layer of its name; one alone is X too. Sums of
+            integers and booleans, and counts, are exact integers; all else is float64. NaN propagates
+            as in NumPy.
+
+        Raises
+        ------
+        NotFoundError
+            No such column or matrix.
+        InvalidArgumentError, UnsupportedError
+            An option out of its domain; a matrix that does not hold real numbers or booleans.
+        BudgetError
+            Groups × genes exceed `memory_limit`.
+        """
+        return aggregate.aggregate(
+            self._reading, aggregate.Question.of(by, func, path), client, block_bytes, memory_limit
+        )
 
     def _bounds(self, block_bytes: int | str, path: str | None, multiple: int) -> np.ndarray:
         return self._reading.run(self._reading.bounds(parse_size(block_bytes, "block_bytes"), path, multiple))

@@ -149,7 +149,7 @@ class Reading:
             path = max(matrices, key=self.reader.size_bytes, default=None)
         if path is None:
             return np.asarray([0, n_rows])
-        self._matrix(path, rows, columns)
+        self.matrix_part(path, rows, columns)
         bounds = (await weigh(self.reader, path, rows, self._share(path, columns))).bounds(target_bytes)
         up = np.minimum(-(-bounds // multiple) * multiple, n_rows)
         return up if len(up) == 2 else np.unique(up)
@@ -168,9 +168,10 @@ class Reading:
         NotFoundError
             The selection does not bring it.
         """
-        return await self._read_part(self._matrix(path, *(await self.settled_axes())))
+        return await self._read_part(self.matrix_part(path, *(await self.settled_axes())))
 
-    def _matrix(self, path: str, rows: Axis, columns: Axis) -> Part:
+    def matrix_part(self, path: str, rows: Axis, columns: Axis) -> Part:
+        """Find a matrix among what the selection brings; :meth:`matrix` tells what is raised."""
         parts = {part.path: part for part in self.parts(rows, columns) if part.rows is rows and not part.whole}
         if path not in parts:
             msg = f"the selection brings no matrix {path!r}.{did_you_mean(path, parts)} It has: {sorted(parts)}"

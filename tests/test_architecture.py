@@ -60,6 +60,10 @@ RINGS: dict[int, set[str]] = {
         "audit",
         "reopen",
         "assemble",
+        "recipe",
+        "moments",
+        "aggregate",
+        "xarrays",
     }  # what a caller holds
     | {
         "convert",
