@@ -190,7 +190,9 @@ def aggregate(
     work = Aggregation(recipe, question, groups, by_gene)
     cuts = list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
     total = Moments.zeros(np.arange(len(groups)), like, len(var))
-    if len(codes) and len(var):
+    if not len(var):
+        total.n_cells[:] = np.bincount(codes[codes >= 0], minlength=len(groups))
+    elif len(codes):
         if cluster is None:
             total = reading.run(_reduce(work, cuts, codes, total))
         else:
@@ -208,8 +210,7 @@ def _check(reading: Reading, question: Question) -> None:
 
 def _dtype(reading: Reading, path: str) -> np.dtype[Any]:
     """Return the dtype of a matrix that can be summed."""
-    reader = reading.reader
-    dtype = (reader.sparse(path).values if reader.is_sparse(path) else reader.dense(path)).dtype
+    dtype = reading.reader.value_dtype(path)
     if dtype.kind not in "biuf":
         msg = f"{path!r} of {reading.uri} holds {dtype}; expected real numbers or booleans to aggregate."
         raise UnsupportedError(msg)

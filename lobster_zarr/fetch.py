@@ -44,14 +44,16 @@ ASSUMED_RATIO = 3
 
 async def together[T](*work: Coroutine[Any, Any, T]) -> list[T]:
     """Run coroutines at once; the first failure cancels the rest and is raised as itself."""
+    failure: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in work]
     except BaseExceptionGroup as failures:
-        first: BaseException = failures
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from first.__cause__
+        failure = failures
+        while isinstance(failure, BaseExceptionGroup):
+            failure = failure.exceptions[0]
+    if failure is not None:  # out here the group, that holds it, is not its context: no pickle takes a circle
+        raise failure
     return [task.result() for task in tasks]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lobster_zarr import aggregate
+from lobster_zarr import aggregate, xarrays
 from lobster_zarr.blocks import BLOCK_BYTES, Block
 from lobster_zarr.report import parse_size, positive
 from lobster_zarr.scratch import ahead
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import anndata as ad
     import pandas as pd
+    import xarray as xr
 
     from lobster_zarr.explain import QueryPlan
     from lobster_zarr.moments import Func
@@ -205,6 +206,45 @@ class Selection:
         return aggregate.aggregate(
             self._reading, aggregate.Question.of(by, func, path), client, block_bytes, memory_limit
         )
+
+    def to_xarray(
+        self,
+        genes: Any = None,
+        *,
+        obsm: Sequence[str] | None = None,
+        path: str = "X",
+        block_bytes: int | str = xarrays.BLOCK_BYTES,
+    ) -> xr.Dataset:
+        """Open the selection as a labelled dataset: obs in memory, X and obsm as dask arrays of blocks of cells.
+
+        Parameters
+        ----------
+        genes
+            Names (or positions, or a mask) among the genes of the selection; None for all.
+        obsm
+            Names of members; None for all that the selection brings.
+        path
+            ``"X"``, or a layer: ``"layers/counts"``.
+        block_bytes
+            Of a block of the widest matrix, dense; X is dense here, whatever it is stored as.
+
+        Returns
+        -------
+        xarray.Dataset
+            Dimensions ``obs`` and ``var``, labelled with the names, and ``<member>_dim`` for each
+            member of obsm. Variables: the matrix, called ``X`` or as the layer; the members of obsm;
+            the columns of obs, as NumPy holds them: categories as their values, missing text as
+            NaN, missing numbers and booleans as float NaN. Reads obs; of the matrices, offsets alone.
+
+        Raises
+        ------
+        NotFoundError, UnsupportedError
+            No such gene, member or matrix; a member that is no matrix of two dimensions.
+        InvalidArgumentError
+            Two variables, or a variable and a dimension, would have one name.
+        """
+        wanted = xarrays.Wanted(genes, obsm, path, parse_size(block_bytes, "block_bytes"))
+        return xarrays.to_xarray(self._reading, wanted)
 
     def _bounds(self, block_bytes: int | str, path: str | None, multiple: int) -> np.ndarray:
         return self._reading.run(self._reading.bounds(parse_size(block_bytes, "block_bytes"), path, multiple))

@@ -150,11 +150,11 @@ class Reading:
         if path is None:
             return np.asarray([0, n_rows])
         self.matrix_part(path, rows, columns)
-        bounds = (await weigh(self.reader, path, rows, self._share(path, columns))).bounds(target_bytes)
+        bounds = (await weigh(self.reader, path, rows, self.share(path, columns))).bounds(target_bytes)
         up = np.minimum(-(-bounds // multiple) * multiple, n_rows)
         return up if len(up) == 2 else np.unique(up)
 
-    def _share(self, path: str, columns: Axis) -> float:
+    def share(self, path: str, columns: Axis) -> float:
         """About which share of a matrix's rows is in memory at once, where some columns are wanted."""
         narrow = columns.runs is not None and path.partition("/")[0] in {"X", "layers"}
         skips = narrow and (not self.reader.is_sparse(path) or self.reader.has_companion(path))

@@ -46,7 +46,12 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[int], type]:
     codes = rng.integers(draw(st.sampled_from([-1, 0])), n_groups, n_cells)
     codes = np.sort(codes) if draw(st.booleans()) else codes
     cuts = draw(st.lists(st.integers(0, n_cells), max_size=3))
-    return values, codes, cuts, draw(st.sampled_from([np.asarray, sparse.csr_matrix, sparse.csr_array, sparse.csc_array]))
+    return (
+        values,
+        codes,
+        cuts,
+        draw(st.sampled_from([np.asarray, sparse.csr_matrix, sparse.csr_array, sparse.csc_array])),
+    )
 
 
 @given(cases())
@@ -98,4 +103,4 @@ def test_genes_beside_each_other() -> None:
     values, codes = np.arange(12.0).reshape(4, 3), np.array([1, 0, 1, -1])
     parts = [Moments.of(values[:, a:b], codes, KEPT) for a, b in ((0, 2), (2, 3))]
     whole = Moments.of(values, codes, KEPT)
-    assert Moments.beside(parts).var.tolist() == whole.var.tolist()
+    np.testing.assert_array_equal(Moments.beside(parts).var, whole.var)
