@@ -234,7 +234,7 @@ class Selection:
             Dimensions ``obs`` and ``var``, labelled with the names, and ``<member>_dim`` for each
             member of obsm. Variables: the matrix, called ``X`` or as the layer; the members of obsm;
             the columns of obs, as NumPy holds them: categories as their values, missing text as
-            NaN, missing numbers and booleans as float NaN. Reads obs; of the matrices, offsets alone.
+            NaN, missing numbers and booleans as float NaN. Reads obs; nothing of the matrices.
 
         Raises
         ------

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from lobster_zarr.blocks import Weights, weigh
 from lobster_zarr.errors import InvalidArgumentError, NotFoundError, UnsupportedError, did_you_mean
 from lobster_zarr.fetch import together
 from lobster_zarr.projection import Axis
@@ -112,10 +111,12 @@ async def _prepare(
     if wanted.genes is not None:
         at = positions(wanted.genes, names, len(names), axis="var")
         names, chosen = names[at], columns.pick(at, reader.var.n_rows)
-    weights = await weigh(reader, wanted.path, rows, reading.share(wanted.path, chosen or columns))
     sizes = {wanted.path: len(names)} | {f"obsm/{name}": reader.shape(f"obsm/{name}")[1] for name in members}
-    widest = max(reader.value_dtype(path).itemsize * n_columns for path, n_columns in sizes.items())
-    bounds = Weights(np.maximum(weights.row_bytes, widest)).bounds(wanted.block_bytes)
+    stored = reader.size_bytes(wanted.path) * reading.share(wanted.path, chosen or columns) / max(reader.obs.n_rows, 1)
+    widest = max(stored, 1, *(reader.value_dtype(path).itemsize * n_columns for path, n_columns in sizes.items()))
+    # Blocks of equal numbers of rows, as xarray wants them to write Zarr.
+    bounds = np.append(np.arange(0, len(table), max(int(wanted.block_bytes / widest), 1)), len(table))
+    bounds = bounds if len(table) else np.asarray([0, 0])
     return table, names, Recipe(reading, reading.order, chosen), bounds
 
 
