@@ -8,8 +8,6 @@ arithmetic; this must not.
 from __future__ import annotations
 
 import asyncio
-import sys
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +16,7 @@ import pandas as pd
 
 from lobster_zarr.assemble import assemble
 from lobster_zarr.blocks import Weights
+from lobster_zarr.cluster import chosen_client, reduce_on
 from lobster_zarr.errors import BudgetError, InvalidArgumentError, NotFoundError, UnsupportedError, did_you_mean
 from lobster_zarr.fetch import together
 from lobster_zarr.moments import NEEDS, Func, Kept, Moments, summed_dtype
@@ -38,8 +37,6 @@ BLOCK_BYTES = 32 << 20
 """Decoded bytes of a block."""
 AHEAD = 3
 """Blocks in memory at once: the next are on their way while one is summed."""
-SPLIT_EVERY = 8
-"""Partial results that one dask task puts together."""
 
 
 @dataclass(frozen=True)
@@ -192,11 +189,11 @@ def aggregate(
     total = Moments.zeros(np.arange(len(groups)), like, len(var))
     if not len(var):
         total.n_cells[:] = np.bincount(codes[codes >= 0], minlength=len(groups))
-    elif len(codes):
+    elif np.any(codes >= 0):
         if cluster is None:
             total = reading.run(_reduce(work, cuts, codes, total))
         else:
-            total.add(_reduce_on_dask(work, cuts, cluster))
+            total.add(reduce_on(cluster, work, cuts, _task, work.join))
     return _assemble(total, groups, var, question)
 
 
@@ -275,63 +272,8 @@ async def _reduce(work: Aggregation, cuts: Sequence[tuple[int, int]], codes: np.
     return total
 
 
-def _reduce_on_dask(work: Aggregation, cuts: Sequence[tuple[int, int]], client: Any) -> Moments:
-    """Reduce every block in a task, and put the partial results together on the workers."""
-    from dask.delayed import delayed
-
-    token = uuid.uuid4().hex
-    shared: Any = delayed(work, name=f"aggregation-{token}", traverse=False)
-    reduce_block, join = delayed(_task, traverse=False), delayed(work.join)
-    parts = [reduce_block(shared, *cut, dask_key_name=f"moments-{token}-{cut[0]}") for cut in cuts]
-    while len(parts) > 1:
-        parts = [join(parts[i : i + SPLIT_EVERY]) for i in range(0, len(parts), SPLIT_EVERY)]
-    future = client.compute(parts[0])
-    try:
-        moments: Moments = future.result()
-    except BaseException:  # an interrupt too: nobody waits for the result any more
-        future.cancel()
-        raise
-    return moments
-
-
 def _task(work: Aggregation, start: int, stop: int) -> Moments:
     return work.moments_of_task(start, stop)
-
-
-def chosen_client(client: Any) -> Any:
-    """Return the client to compute on: what was given, else the active one, where there is one; None for this process.
-
-    Raises
-    ------
-    InvalidArgumentError
-        It is not a client, or one that is to be awaited.
-    """
-    if client is None:
-        return _active_client()
-    if client == "local":
-        return None
-    if not callable(getattr(client, "compute", None)) or getattr(client, "asynchronous", True):
-        msg = f"client is {client!r}; expected a (synchronous) dask.distributed Client, 'local' or None."
-        raise InvalidArgumentError(msg)
-    return client
-
-
-def _active_client() -> Any:
-    """Return the current client of dask.distributed, which is not imported for that; a task computes by itself."""
-    distributed: Any = sys.modules.get("distributed")
-    if distributed is None:
-        return None
-    try:
-        distributed.get_worker()
-    except ValueError:
-        pass
-    else:
-        return None
-    try:
-        client = distributed.default_client()
-    except ValueError:
-        return None
-    return None if client.asynchronous else client
 
 
 def _assemble(total: Moments, groups: pd.DataFrame, var: pd.DataFrame, question: Question) -> ad.AnnData:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from test_convert import by_anndata, cells, convert
 
 import lobster_zarr as lz
 from lobster_zarr import errors
+from lobster_zarr.aggregate import Aggregation, Question
+from lobster_zarr.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,6 +174,13 @@ def test_what_is_selected_is_aggregated(
         )
     selection = dataset.query(selector, genes, order="storage")
     assert_aggregated(selection.aggregate(["donor", "doublet"], "mean"), expected, ["donor", "doublet"], ["mean"])
+
+
+def test_cells_of_no_group_leave_no_row(store: tuple[lz.Dataset, ad.AnnData]) -> None:
+    selection = store[0].query("batch.isna()")
+    assert selection.count() > 0
+    assert selection.aggregate(["donor", "batch"], FUNCS).shape == (0, 20)
+    assert "X/data" not in selection.stats.by_array
 
 
 @pytest.mark.parametrize("func", FUNCS)
@@ -326,6 +336,17 @@ def test_the_active_client_computes(client: Any, remote: Any) -> None:
     selection = remote[0].query()
     selection.aggregate("donor", "sum", block_bytes="1kB")
     assert "X/data" not in selection.stats.by_array
+
+
+def test_what_tasks_carry_is_small_and_holds_no_credentials(s3: S3Server, remote: Any) -> None:
+    reading = remote[0].query("n_genes > 20")._reading
+    groups = pd.DataFrame({"donor": pd.Categorical(["d1", "d2"])})
+    work = Aggregation(Recipe(reading, "storage"), Question.of("donor", "sum", "X"), groups, by_gene=False)
+    reading.run(work.recipe.axes())
+    packed = pickle.dumps(work)
+    assert len(packed) < 5_000
+    assert not any(secret.encode() in packed for secret in (s3.key, s3.secret))
+    assert pickle.loads(packed).moments_of_task(0, 10).n_cells.sum() == 10  # noqa: S301 - our own
 
 
 def test_a_failure_on_a_worker_is_the_error_here(client: Any, s3: S3Server) -> None:

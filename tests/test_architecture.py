@@ -62,6 +62,7 @@ RINGS: dict[int, set[str]] = {
         "assemble",
         "recipe",
         "moments",
+        "cluster",
         "aggregate",
         "xarrays",
     }  # what a caller holds
