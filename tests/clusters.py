@@ -19,7 +19,8 @@ def two_workers() -> Iterator[Any]:
     patient = {"distributed.comm.timeouts.connect": "120s"}  # workers import for long on a busy machine
     with (
         dask.config.set(patient),
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        # None would be port 8787, which another test's cluster may have.
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         yield client
