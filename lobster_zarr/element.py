@@ -145,6 +145,14 @@ class StoreReader:
         arrays = [self.sparse(path).values, self.sparse(path).indices] if self.is_sparse(path) else [self.dense(path)]
         return sum(math.prod(a.shape) * max(a.dtype.itemsize, 1) for a in arrays)
 
+    def shape(self, path: str) -> tuple[int, ...]:
+        """Shape of a matrix, from the metadata alone."""
+        return self.sparse(path).shape if self.is_sparse(path) else self.dense(path).shape
+
+    def value_dtype(self, path: str) -> np.dtype[Any]:
+        """Return what the values of a matrix are, from the metadata alone."""
+        return (self.sparse(path).values if self.is_sparse(path) else self.dense(path)).dtype
+
     def is_sparse(self, path: str) -> bool:
         """Whether a node is a compressed sparse matrix."""
         return self.tree.encoding(path) in {"csr_matrix", "csc_matrix"}

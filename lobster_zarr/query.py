@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from lobster_zarr import aggregate, xarrays
 from lobster_zarr.assemble import release
 from lobster_zarr.blocks import BLOCK_BYTES, Block
 from lobster_zarr.errors import InvalidArgumentError
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
 
     import anndata as ad
     import pandas as pd
+    import xarray as xr
     from distributed import Client
 
     from lobster_zarr.explain import QueryPlan
+    from lobster_zarr.moments import Func
     from lobster_zarr.reading import Reading
     from lobster_zarr.traffic import Stats
 
@@ -83,11 +86,7 @@ class Selection:
         return self._reading.run(self._reading.table())
 
     def to_table(self) -> pd.DataFrame:
-        """Read the obs rows with the names as the first column.
-
-        It is called as the index is named, else ``index``, or ``_index`` where a
-        column has that name.
-        """
+        """Read the obs rows with the names as the first column: ``index``, or as the index is named."""
         frame = self.to_pandas()
         if frame.index.name in frame.columns:  # which holds the same values
             return frame.reset_index(drop=True)
@@ -209,6 +208,97 @@ class Selection:
     def _blocks(self, path: str, block_bytes: int) -> Iterator[Block]:
         yield from ahead(map(partial(self._read_block, path), *_pairs(self._bounds(block_bytes, path, 1))))
 
+    def aggregate(
+        self,
+        by: str | Sequence[str] | None,
+        func: Func | Sequence[Func] = "sum",
+        *,
+        path: str = "X",
+        client: Any = None,
+        block_bytes: int | str = aggregate.BLOCK_BYTES,
+        memory_limit: int | str = "2GB",
+    ) -> ad.AnnData:
+        """Aggregate each gene over groups of cells (pseudobulk): no more than a few blocks are ever in memory.
+
+        Parameters
+        ----------
+        by
+            One or several columns of obs. A cell for which one of them is missing is left out, as pandas does.
+            None takes all cells as one group, called ``all``: per-gene statistics.
+        func
+            One or several of ``"sum"``, ``"mean"``, ``"count_nonzero"`` and ``"var"`` (with one degree of
+            freedom less than cells; NaN of a single cell).
+        path
+            ``"X"``, or a layer: ``"layers/counts"``.
+        client
+            A ``dask.distributed.Client`` on whose workers to compute. None takes the active one,
+            where there is one, else this process; ``"local"`` always takes this process.
+        block_bytes
+            Decoded bytes of a block. Three are in memory, on dask one a thread.
+        memory_limit
+            Refuse, before anything of the matrix is read, a result that needs more.
+
+        Returns
+        -------
+        AnnData, shape (n_groups, n_vars)
+            One row a group, as ``groupby(by, observed=True, sort=True)`` sorts them; obs has the columns
+            `by` and ``n_obs_aggregated``, the number of cells; var is the selection's. As of
+            ``scanpy.get.aggregate`` each statistic is a layer of its name; one alone is X too. Sums of
+            integers and booleans, and counts, are exact integers; all else is float64. NaN propagates
+            as in NumPy.
+
+        Raises
+        ------
+        NotFoundError
+            No such column or matrix.
+        InvalidArgumentError, UnsupportedError
+            An option out of its domain; a matrix that does not hold real numbers or booleans.
+        BudgetError
+            Groups × genes exceed `memory_limit`.
+        """
+        return aggregate.aggregate(
+            self._reading, aggregate.Question.of(by, func, path), client, block_bytes, memory_limit
+        )
+
+    def to_xarray(
+        self,
+        genes: Any = None,
+        *,
+        obsm: Sequence[str] | None = None,
+        path: str = "X",
+        block_bytes: int | str = xarrays.BLOCK_BYTES,
+    ) -> xr.Dataset:
+        """Open the selection as a labelled dataset: obs in memory, X and obsm as dask arrays of blocks of cells.
+
+        Parameters
+        ----------
+        genes
+            Names (or positions, or a mask) among the genes of the selection; None for all.
+        obsm
+            Names of members; None for all that the selection brings.
+        path
+            ``"X"``, or a layer: ``"layers/counts"``.
+        block_bytes
+            Of a block of the widest matrix, dense; X is dense here, whatever it is stored as.
+
+        Returns
+        -------
+        xarray.Dataset
+            Dimensions ``obs`` and ``var``, labelled with the names, and ``<member>_dim`` for each
+            member of obsm. Variables: the matrix, called ``X`` or as the layer; the members of obsm;
+            the columns of obs, as NumPy holds them: categories as their values, missing text as
+            NaN, missing numbers and booleans as float NaN. Reads obs; nothing of the matrices.
+
+        Raises
+        ------
+        NotFoundError, UnsupportedError
+            No such gene, member or matrix; a member that is no matrix of two dimensions.
+        InvalidArgumentError
+            Two variables, or a variable and a dimension, would have one name.
+        """
+        wanted = xarrays.Wanted(genes, obsm, path, parse_size(block_bytes, "block_bytes"))
+        return xarrays.to_xarray(self._reading, wanted)
+
     def loader(  # noqa: PLR0913 - the public contract
         self,
         batch_size: int,
@@ -291,8 +381,9 @@ class Selection:
         return self._reading.run(self._reading.bounds(block_bytes, path, multiple))
 
     def _part(self, start: int, stop: int) -> Reading:
-        rows, columns = self._reading.run(self._reading.settled_axes())
-        return self._reading.part(rows.pick(slice(start, stop), self._reading.reader.obs.n_rows), columns)
+        asked = self._reading
+        rows, columns = asked.run(asked.settled_axes())
+        return asked.part(rows.pick(slice(start, stop), asked.reader.obs.n_rows), columns)
 
     def _read_rows(self, start: int, stop: int) -> ad.AnnData:
         part = self._part(start, stop)

@@ -163,9 +163,9 @@ class Reading:
         """Weigh the rows of one matrix of the selection."""
         rows, columns = await self.settled_axes()
         self.member(path, rows, columns)
-        return await weigh(self.reader, path, rows, self._share(path, columns))
+        return await weigh(self.reader, path, rows, self.share(path, columns))
 
-    def _share(self, path: str, columns: Axis) -> float:
+    def share(self, path: str, columns: Axis) -> float:
         """About which share of a matrix's rows is in memory at once, where some columns are wanted."""
         narrow = columns.runs is not None and path.partition("/")[0] in {"X", "layers"}
         skips = narrow and (not self.reader.is_sparse(path) or self.reader.has_companion(path))

@@ -64,6 +64,11 @@ RINGS: dict[int, set[str]] = {
         "audit",
         "reopen",
         "assemble",
+        "recipe",
+        "moments",
+        "cluster",
+        "aggregate",
+        "xarrays",
     }  # what a caller holds
     | {
         "convert",
