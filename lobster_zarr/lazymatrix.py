@@ -145,15 +145,20 @@ class LazyMatrix(_SetItemMixin, da.Array):
     @override
     def __getitem__(self, index: Any) -> da.Array:
         given = index if isinstance(index, tuple) else (index,)
-        plain = [i for i in given if isinstance(i, slice | list | np.ndarray | pd.Series | pd.Index)]
-        n_lists = sum(not isinstance(i, slice) for i in plain)
+        one = [isinstance(i, int | np.integer) and not isinstance(i, bool) for i in given]
+        lists = [isinstance(i, list | np.ndarray | pd.Series | pd.Index) for i in given]
+        n_plain = sum(isinstance(i, slice) for i in given) + sum(one) + sum(lists)
         changed = self.name != self._read_name
-        if changed or len(plain) < len(given) or len(given) > min(self.ndim, 2) or n_lists > 1:
+        if changed or n_plain < len(given) or len(given) > min(self.ndim, 2) or sum(lists) > 1:
             return cast("da.Array", super().__getitem__(index))  # type: ignore[no-untyped-call]
         matrix = self._matrix
         for axis, which in enumerate(given):
             if not (isinstance(which, slice) and which == slice(None)):
-                matrix = matrix.pick(axis, positions(which, None, self.shape[axis], axis=f"axis {axis}"))
+                wanted = [which] if one[axis] else which
+                matrix = matrix.pick(axis, positions(wanted, None, self.shape[axis], axis=f"axis {axis}"))
+        if any(one):  # dask's own from here, of the one row or gene
+            first = tuple(0 if single else slice(None) for single in one)
+            return cast("da.Array", da.Array.__getitem__(LazyMatrix(matrix), first))  # type: ignore[no-untyped-call]
         return self.copy() if matrix is self._matrix else LazyMatrix(matrix)
 
     @override

@@ -195,6 +195,24 @@ def test_other_indexing_is_dasks(dataset: lz.Dataset, atlas: ad.AnnData) -> None
         dense[np.ones(3, bool)]
 
 
+def test_one_row_or_gene_reads_no_more_than_that(dataset: lz.Dataset, atlas: ad.AnnData) -> None:
+    dense, expected = dataset.to_lazy(block_bytes=4_096).layers["dense"], atlas.layers["dense"]
+    for index in (3, -1, np.int64(5), (3, 4), (slice(10, 20), 4), (-1, slice(None)), ([5, 1], 2), (2, [5, 1])):
+        assert_equal(dense[index].compute(), expected[index])
+    costs = []
+    for gene in (slice(None), [4], [4], 4):  # the second time, the places of the chunks are known
+        before = dataset.stats.by_array["layers/dense"][1]
+        dense[:, gene].compute()
+        costs.append(dataset.stats.by_array["layers/dense"][1] - before)
+    assert costs[3] == costs[2] < costs[0]
+    for outside in (N_OBS, -N_OBS - 1):
+        with pytest.raises(IndexError):
+            dense[outside]
+    x = dataset.to_lazy(block_bytes=4_096).X
+    assert_equal(x[:, 3].compute().toarray(), atlas.X[:, [3]].toarray())
+    assert x[3].shape == (N_VARS,)
+
+
 def test_what_is_assigned_in_place_is_there_after_subsetting(dataset: lz.Dataset, atlas: ad.AnnData) -> None:
     lazy, expected = dataset.to_lazy(block_bytes=4_096), atlas.copy()
     for adata in (lazy, expected):
