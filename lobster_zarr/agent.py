@@ -19,6 +19,7 @@ import socket
 import socketserver
 import tempfile
 import threading
+import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,27 +28,37 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _ANSWER_SECONDS = 10
+_WAITING_CALLERS = 1024
+"""All workers of a machine may start at the same moment; the system may allow fewer."""
 _IS_POSSIBLE = hasattr(socket, "AF_UNIX")
 
 
 class _Agent:
     """Answers with a secret whoever knows its number and may open the socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, parent: str) -> None:
         self._lent: dict[str, str] = {}  # number to the secrets as JSON
-        directory = tempfile.mkdtemp(prefix="lobster-zarr-agent-")  # mode 0700
+        directory = tempfile.mkdtemp(prefix="lobster-zarr-agent-", dir=parent)  # mode 0700
         self._path = str(Path(directory, "socket"))
         lent = self._lent
 
         class Answer(socketserver.StreamRequestHandler):
+            timeout = _ANSWER_SECONDS
+
             def handle(self) -> None:
-                number = self.rfile.readline(100).strip().decode("ascii", "replace")
-                self.wfile.write(lent.get(number, "").encode())
+                with contextlib.suppress(OSError):  # who asked is gone, or says nothing
+                    number = self.rfile.readline(100).strip().decode("ascii", "replace")
+                    self.wfile.write(lent.get(number, "").encode())
 
         class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             daemon_threads = True
+            request_queue_size = _WAITING_CALLERS
 
-        server = Server(self._path, Answer)
+        try:
+            server = Server(self._path, Answer)
+        except OSError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         threading.Thread(target=server.serve_forever, name="lobster-zarr-agent", daemon=True).start()
         atexit.register(_remove, directory, os.getpid())
 
@@ -66,8 +77,11 @@ def _remove(directory: str, owner: int) -> None:
 
 
 @cache
-def _agent() -> _Agent:
-    return _Agent()
+def _agent() -> _Agent | None:
+    for parent in (tempfile.gettempdir, lambda: "/tmp"):  # noqa: S108 - a socket's path is 107 bytes at most
+        with contextlib.suppress(OSError):
+            return _Agent(parent())
+    return None
 
 
 if hasattr(os, "register_at_fork"):
@@ -85,9 +99,21 @@ def lend(what: Mapping[str, Any]) -> str:
     Returns
     -------
     str
-        Empty where the system has no sockets of its own for one user.
+        Empty where the system has no sockets of its own for one user, or no place for one.
     """
-    return _agent().lend(json.dumps(dict(what), sort_keys=True)) if _IS_POSSIBLE else ""
+    agent = _agent() if _IS_POSSIBLE else None
+    return agent.lend(json.dumps(dict(what), sort_keys=True)) if agent else ""
+
+
+def _connect(line: socket.socket, path: str) -> None:
+    until = time.monotonic() + _ANSWER_SECONDS
+    while True:
+        try:
+            return line.connect(path)
+        except BlockingIOError:  # too many wait already: the system does not queue this one
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 def borrow(reference: str) -> dict[str, Any]:
@@ -103,7 +129,7 @@ def borrow(reference: str) -> dict[str, Any]:
         return {}
     with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.settimeout(_ANSWER_SECONDS)
-        line.connect(path)
+        _connect(line, path)
         line.sendall(number.encode() + b"\n")
         answer: dict[str, Any] = json.loads(b"".join(iter(lambda: line.recv(65536), b"")))
         return answer

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import anndata as ad
     import polars as pl
 
+    from lobster_zarr.node import Tree
     from lobster_zarr.table import TableReader
     from lobster_zarr.traffic import Stats
 
@@ -78,7 +79,8 @@ class Dataset:
 
     Made by :func:`lobster_zarr.open`.
 
-    Its pickle is small and holds no credentials; the process that loads it opens the store, once.
+    Its pickle is small and holds no credentials; the process that loads it opens the store, once,
+    when it is first read from.
 
     Parameters
     ----------
@@ -87,9 +89,7 @@ class Dataset:
     """
 
     def __init__(self, reader: StoreReader) -> None:
-        self.reader, self.uri = reader, reader.uri
-        self.fetcher, self.tree = reader.fetcher, reader.tree
-        tree = self.tree
+        self.reader, self.uri, tree = reader, reader.uri, reader.tree
         encoding = tree.encoding("")
         if encoding == "MuData":
             msg = f"{self.uri} is a MuData store, which is not supported yet; open a modality: {self.uri}/mod/<name>."
@@ -109,8 +109,15 @@ class Dataset:
             msg = f"{self.uri} is not an AnnData store: it has no obs and var, but {found}."
             raise FormatError(msg)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Dataset, (self.reader,)
+    @property
+    def fetcher(self) -> Fetcher:
+        """Reads the objects of the store."""
+        return self.reader.fetcher
+
+    @property
+    def tree(self) -> Tree:
+        """The store's nodes."""
+        return self.reader.tree
 
     def without_notes(self) -> Dataset:
         """Return the same store as if nothing had been noted of its arrays, with stats of its own."""

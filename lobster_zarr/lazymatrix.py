@@ -7,6 +7,7 @@ that are left. Must not know what is done with the blocks.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, override
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast, override
 import dask.array as da
 import numpy as np
 import pandas as pd
-from anndata._core.views import as_view
+from anndata._core.access import ElementRef
+from anndata._core.views import _SetItemMixin, as_view
 from dask._task_spec import DataNode, Task, TaskRef
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
@@ -122,41 +124,55 @@ class Matrix:
         return replace(self, columns=(self.columns or Axis(None, None)).pick(which, self.stored_shape[1]))
 
 
-class LazyMatrix(da.Array):
+class LazyMatrix(_SetItemMixin, da.Array):
     """A dask array of the blocks of a :class:`Matrix`, that subsets itself by what it reads.
 
-    Everything but subsetting by slices, masks and positions is dask's.
+    Everything but subsetting by slices, masks and positions is dask's; so is all of an
+    array that was assigned to. Assigning to that of an AnnData view makes the view actual.
     """
 
     _matrix: Matrix
+    _read_name: str
+    """The name that it was made with: assigning in place gives it another."""
+    _view_args: ElementRef[Any] | None = None
 
     def __new__(cls, matrix: Matrix) -> Self:  # noqa: D102
         graph, name, chunks = _graph(matrix, run(matrix.bounds()))
         made: Self = super().__new__(cls, graph, name, chunks, meta=matrix.meta)  # type: ignore[no-untyped-call]
-        made._matrix = matrix
+        made._matrix, made._read_name = matrix, name
         return made
 
     @override
     def __getitem__(self, index: Any) -> da.Array:
         given = index if isinstance(index, tuple) else (index,)
-        plain = [i for i in given if isinstance(i, slice | list | np.ndarray | pd.Series | pd.Index)]
-        n_lists = sum(not isinstance(i, slice) for i in plain)
-        if len(plain) < len(given) or len(given) > min(self.ndim, 2) or n_lists > 1:
+        one = [isinstance(i, int | np.integer) and not isinstance(i, bool) for i in given]
+        lists = [isinstance(i, list | np.ndarray | pd.Series | pd.Index) for i in given]
+        n_plain = sum(isinstance(i, slice) for i in given) + sum(one) + sum(lists)
+        changed = self.name != self._read_name
+        if changed or n_plain < len(given) or len(given) > min(self.ndim, 2) or sum(lists) > 1:
             return cast("da.Array", super().__getitem__(index))  # type: ignore[no-untyped-call]
         matrix = self._matrix
         for axis, which in enumerate(given):
             if not (isinstance(which, slice) and which == slice(None)):
-                matrix = matrix.pick(axis, positions(which, None, self.shape[axis], axis=f"axis {axis}"))
-        return self if matrix is self._matrix else LazyMatrix(matrix)
+                wanted = [which] if one[axis] else which
+                matrix = matrix.pick(axis, positions(wanted, None, self.shape[axis], axis=f"axis {axis}"))
+        if any(one):  # dask's own from here, of the one row or gene
+            first = tuple(0 if single else slice(None) for single in one)
+            return cast("da.Array", da.Array.__getitem__(LazyMatrix(matrix), first))  # type: ignore[no-untyped-call]
+        return self.copy() if matrix is self._matrix else LazyMatrix(matrix)
 
     @override
-    def copy(self) -> da.Array:
-        return LazyMatrix(self._matrix)
+    def copy(self) -> LazyMatrix:
+        twin = super().__new__(type(self), self.dask, self.name, self.chunks, meta=self._meta)  # type: ignore[no-untyped-call]
+        twin._matrix, twin._read_name = self._matrix, self._read_name
+        return cast("LazyMatrix", twin)
 
 
 @as_view.register(LazyMatrix)
-def _as_view(array: LazyMatrix, view_args: Any) -> LazyMatrix:  # noqa: ARG001 - AnnData's signature
-    return array  # AnnData's own view of a dask array would forget what it stands for
+def _as_view(array: LazyMatrix, view_args: Any) -> LazyMatrix:
+    view = array.copy()  # AnnData's own view of a dask array would forget what it stands for
+    view._view_args = ElementRef(*view_args)  # noqa: SLF001 - where AnnData looks
+    return view
 
 
 def _graph(matrix: Matrix, bounds: np.ndarray) -> tuple[HighLevelGraph, str, tuple[tuple[int, ...], ...]]:
@@ -167,18 +183,19 @@ def _graph(matrix: Matrix, bounds: np.ndarray) -> tuple[HighLevelGraph, str, tup
     token = tokenize(reader.uri, reader.identity.digest, matrix.path, packed, kind, bounds)
     name = f"{matrix.path.replace('/', '-')}-{token}"
     large = len(packed[cut]) / max(len(bounds) - 1, 1) + len(packed[1 - cut]) > TASK_BYTES
+    blocks = [slice(*pair) for pair in itertools.pairwise(bounds.tolist())]
+    parts = [rows, columns or Axis(None, None)]
+    own = [] if large else [parts[cut].pick(which, matrix.stored_shape[cut]) for which in blocks]
+    large = large or max((len(axis.pack()) for axis in own), default=0) + len(packed[1 - cut]) > TASK_BYTES
     shared = f"positions-{token}"
     tasks: dict[Any, Any] = {shared: DataNode(shared, (rows, columns))} if large else {}
     n_dims = len(matrix.shape)
-    for block, (start, stop) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
+    for block, which in enumerate(blocks):
         key = (name, *(block if axis == cut else 0 for axis in range(n_dims)))
-        which = slice(start, stop)
-        if large:
-            axes: Any = TaskRef(shared)
-        else:
-            parts = [rows, columns or Axis(None, None)]
-            parts[cut] = parts[cut].pick(which, matrix.stored_shape[cut])
-            axes, which = (parts[0], parts[1] if columns or cut else None), slice(None)
+        axes: Any = TaskRef(shared)
+        if not large:
+            parts[cut] = own[block]
+            axes, which = (parts[0], parts[1] if columns or cut else None), slice(None)  # noqa: PLW2901
         tasks[key] = Task(key, read_block, reader, matrix.path, kind, axes, (cut, which))
     sizes = tuple(np.diff(bounds).tolist())
     chunks = tuple(sizes if axis == cut else (n,) for axis, n in enumerate(matrix.shape))

@@ -82,7 +82,7 @@ class LazyColumn(BackendArray):
         last = self._last
         if last is not None and last[0] is self.rows:
             return last[1][which]
-        if last is not None and last[0].pack() == rows.pack():
+        if last is not None and last[0].equals(rows):
             return last[1]
         values = rows.arrange(run(self.reader.identity.guarded(self._table.column(self.name, rows.runs))))
         self._last = rows, values
@@ -93,7 +93,7 @@ class LazyColumn(BackendArray):
         which = np.asarray([key[0]]) if one else key[0]
         rows = self.rows.pick(which, self._table.n_rows)
         is_sliced = self.is_sliced or rows is not self.rows
-        values = self._read(rows, which)
+        values = self._read(rows, which).copy()  # who asked may write to it
         if isinstance(values, pd.Categorical) and is_sliced and ad.settings.remove_unused_categories:
             values = values.remove_unused_categories()
         if self.is_nullable_string:

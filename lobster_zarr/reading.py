@@ -102,10 +102,11 @@ class Reading:
 
     def run[T](self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine, count what it reads, and check meanwhile that the store is what it was."""
+        identity = self.reader.identity  # of a reader that came in a pickle, this opens the store
 
         async def counted() -> T:
             with observed(self.stats):
-                return await self.reader.identity.guarded(work)
+                return await identity.guarded(work)
 
         return run(counted())
 

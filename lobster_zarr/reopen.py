@@ -1,8 +1,9 @@
 """Opens stores, and opens them again where a pickled reader is loaded.
 
 A reader's pickle is small and holds no credentials: where the store is, and a
-digest of what it was. The process that loads it opens the store, once. Must
-not know what is read.
+digest of what it was. The process that loads it opens the store, once, when
+it is first read from: what only passes it on (a scheduler) needs no access,
+and a failure belongs to the task that reads. Must not know what is read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import copyreg
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, override
 
 from zarr.abc.store import Store
 
@@ -67,6 +68,26 @@ _reopened: OrderedDict[tuple[str, Network, str], StoreReader] = OrderedDict()
 _reopening = threading.Lock()
 
 
+class _Sent(StoreReader):
+    """A reader that came in a pickle: it becomes a StoreReader when it is first used, not on the event loop."""
+
+    def __init__(self, *sent: Any) -> None:
+        self._sent, self.uri = sent, sent[1]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked of any object, by who would copy or show it
+            raise AttributeError(name)
+        if sent := self.__dict__.get("_sent"):  # else another thread has opened it
+            self.__dict__ = _reopen(*sent).__dict__  # shared by all that were sent
+            self.__class__ = StoreReader  # type: ignore[assignment]
+        return object.__getattribute__(self, name)
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        sent = self.__dict__.get("_sent")
+        return (_Sent, sent) if sent else _reduced(self)
+
+
 def _reopen(spec: Any, uri: str, network: Network, digest: str) -> StoreReader:
     """Open the store of a pickled reader, once a process.
 
@@ -89,7 +110,7 @@ def _reopen(spec: Any, uri: str, network: Network, digest: str) -> StoreReader:
 
 
 def _reduced(reader: StoreReader) -> tuple[Any, ...]:
-    return _reopen, (spec_of(reader.fetcher.store), reader.uri, reader.fetcher.network, reader.identity.digest)
+    return _Sent, (spec_of(reader.fetcher.store), reader.uri, reader.fetcher.network, reader.identity.digest)
 
 
 copyreg.pickle(StoreReader, _reduced)

@@ -175,7 +175,16 @@ class UriStore(ObjectStore[Any]):
         options, secret = dict(state["options"]), borrow(state["lent"])
         uri = secret.pop("uri", state["uri"])
         client = {"client_kwargs": {"verify": options.pop("verify")}}
-        self.__dict__.update(UriStore(uri, options | client | secret, read_only=state["read_only"]).__dict__)
+        try:
+            store = UriStore(uri, options | client | secret, read_only=state["read_only"])
+        except errors.CredentialsError as error:
+            if secret or not state["lent"]:
+                raise
+            raise errors.CredentialsError(
+                f"{error} What was passed in storage_options is lent by the process that it was passed to, as long "
+                f"as that runs, and on its machine alone; elsewhere {uri} needs credentials of its own."
+            ) from error
+        self.__dict__.update(store.__dict__)
 
     @property
     @override

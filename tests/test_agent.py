@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lobster_zarr.agent import borrow, lend
+
+if TYPE_CHECKING:
+    import pytest
 
 SECRETS = {"key": "k", "secret": "with \n and #", "token": None}
 
@@ -30,6 +37,45 @@ def test_a_reference_that_nobody_answers_borrows_nothing(tmp_path: Path) -> None
     known = lend(SECRETS)
     for reference in ("", "#", f"{tmp_path}/none#1", known.rpartition("#")[0] + "#0", known[:-1], f"{known}\n{known}"):
         assert borrow(reference) == {}, reference
+
+
+def test_as_many_as_ask_at_once_are_answered() -> None:
+    program = """
+import sys, threading
+from lobster_zarr.agent import borrow
+together, answers = threading.Barrier(48), []
+def ask():
+    together.wait()
+    answers.append(borrow(sys.argv[1]))
+threads = [threading.Thread(target=ask) for _ in range(48)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert all(answer["key"] == "k" for answer in answers), answers
+"""
+    process = subprocess.Popen([sys.executable, "-c", program, lend(SECRETS)])
+    while process.poll() is None:  # the lender has other work, too
+        sum(range(100_000))
+    assert process.returncode == 0
+
+
+def test_who_asks_and_goes_leaves_no_trace(capfd: pytest.CaptureFixture[str]) -> None:
+    reference = lend(SECRETS)
+    path = reference.rpartition("#")[0]
+    for said in (b"", b"half a number", b"x" * 100_000 + b"\n"):
+        with socket.socket(socket.AF_UNIX) as line, contextlib.suppress(OSError):
+            line.connect(path)
+            line.sendall(said)
+    assert borrow(reference) == SECRETS
+    time.sleep(0.2)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_temporary_directory_whose_path_is_too_long_for_a_socket(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    program = "from lobster_zarr.agent import borrow, lend; assert borrow(lend({'a': '1'})) == {'a': '1'}"
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"TMPDIR": str(deep)})
+    assert not list(deep.iterdir())
 
 
 def test_with_the_lender_the_loan_ends() -> None:

@@ -18,7 +18,7 @@ from oracle import assert_equal, stored
 from scipy import sparse
 
 import lobster_zarr as lz
-from lobster_zarr.errors import ChunkDecodeError
+from lobster_zarr.errors import ChunkDecodeError, ConflictError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,3 +154,24 @@ def test_an_error_on_a_worker_is_ours(client: Client, dataset: lz.Dataset, tmp_p
     shard.write_bytes(bytes(body))
     with pytest.raises(ChunkDecodeError, match="X/data"):
         client.compute(lz.open(tmp_path / "a.zarr").to_lazy().X).result()
+
+
+def test_a_store_that_a_worker_cannot_open_fails_the_task_and_not_the_worker(
+    client: Client, tmp_path: Path, atlas: ad.AnnData
+) -> None:
+    workers = set(client.nthreads())
+    for where in ("memory://of-this-process", tmp_path / "a.zarr"):
+        lz.convert(atlas, where, progress=False)
+    mine = lz.open("memory://of-this-process")
+    for futures in (
+        client.compute(mine.to_lazy().X),
+        client.submit(lambda s: s.count(), mine.query("n > 50")),
+        client.submit(lambda ds: ds.n_obs, mine),
+    ):
+        with pytest.raises(NotFoundError, match="memory://of-this-process"):
+            futures.result(timeout=30)
+    lazy = lz.open(tmp_path / "a.zarr").to_lazy()
+    lz.convert(atlas[::-1].copy(), tmp_path / "a.zarr", overwrite=True, progress=False)
+    with pytest.raises(ConflictError, match="overwritten"):
+        client.compute(lazy.X).result(timeout=30)
+    assert set(client.nthreads()) == workers

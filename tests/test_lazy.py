@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -194,6 +195,58 @@ def test_other_indexing_is_dasks(dataset: lz.Dataset, atlas: ad.AnnData) -> None
         dense[np.ones(3, bool)]
 
 
+def test_one_row_or_gene_reads_no_more_than_that(dataset: lz.Dataset, atlas: ad.AnnData) -> None:
+    dense, expected = dataset.to_lazy(block_bytes=4_096).layers["dense"], atlas.layers["dense"]
+    for index in (3, -1, np.int64(5), (3, 4), (slice(10, 20), 4), (-1, slice(None)), ([5, 1], 2), (2, [5, 1])):
+        assert_equal(dense[index].compute(), expected[index])
+    costs = []
+    for gene in (slice(None), [4], [4], 4):  # the second time, the places of the chunks are known
+        before = dataset.stats.by_array["layers/dense"][1]
+        dense[:, gene].compute()
+        costs.append(dataset.stats.by_array["layers/dense"][1] - before)
+    assert costs[3] == costs[2] < costs[0]
+    for outside in (N_OBS, -N_OBS - 1):
+        with pytest.raises(IndexError):
+            dense[outside]
+    x = dataset.to_lazy(block_bytes=4_096).X
+    assert_equal(x[:, 3].compute().toarray(), atlas.X[:, [3]].toarray())
+    assert x[3].shape == (N_VARS,)
+
+
+def test_what_is_assigned_in_place_is_there_after_subsetting(dataset: lz.Dataset, atlas: ad.AnnData) -> None:
+    lazy, expected = dataset.to_lazy(block_bytes=4_096), atlas.copy()
+    for adata in (lazy, expected):
+        adata.layers["dense"][:5] = 7
+    np.add(lazy.obsm["X_pca"], 1, out=lazy.obsm["X_pca"])
+    expected.obsm["X_pca"] += 1
+    for rows in (slice(0, 10), np.asarray([599, 3, 300]), slice(None)):
+        for got in (lazy[rows], lazy[rows].copy(), lazy.copy()[rows]):
+            assert_equal(got.layers["dense"].compute(), expected[rows].layers["dense"].copy())
+            assert_equal(got.obsm["X_pca"].compute(), expected[rows].obsm["X_pca"].copy())
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(10, 20)])
+def test_assigning_to_a_view_leaves_its_parent_as_it_is(dataset: lz.Dataset, atlas: ad.AnnData, rows: slice) -> None:
+    lazy = dataset.to_lazy(block_bytes=4_096)
+    view = lazy[rows]
+    with pytest.warns(ad.ImplicitModificationWarning, match="initializing view as actual"):
+        view.layers["dense"][:3] = 7
+    assert not view.is_view
+    assert (view.layers["dense"][:3].compute() == 7).all()
+    copied = lazy[rows].copy()
+    copied.layers["dense"][:3] = 7
+    assert_equal(lazy.layers["dense"].compute(), atlas.layers["dense"])
+
+
+def test_writing_to_the_values_of_a_column_changes_nothing(dataset: lz.Dataset, atlas: ad.AnnData) -> None:
+    lazy = dataset.to_lazy()
+    for rows in (slice(None), slice(0, 10)):
+        for _ in range(2):
+            values = lazy.obs["n"][rows].to_numpy()
+            assert_equal(values, atlas.obs["n"].to_numpy()[rows])
+            values[:] = -1
+
+
 @pytest.mark.parametrize(("sparse_format", "kind"), [("matrix", sparse.csr_matrix), ("array", sparse.csr_array)])
 def test_the_format_of_sparse_blocks(dataset: lz.Dataset, sparse_format: Any, kind: type) -> None:
     x = dataset.to_lazy(sparse_format=sparse_format, block_bytes=4_096).X
@@ -221,6 +274,7 @@ def largest_task_bytes(array: da.Array) -> int:
 
 
 ROWS: dict[str, Any] = {
+    "mostly contiguous": np.r_[:60_000, np.sort(np.random.default_rng(0).choice(np.arange(60_000, 100_000), 6_000))],
     "all": slice(None),
     "slice": slice(20_000, 80_000),
     "scattered": np.random.default_rng(0).random(100_000) < 0.3,
@@ -276,12 +330,38 @@ def test_a_store_that_was_overwritten_meanwhile_is_told(tmp_path: Path, atlas: a
     pickled = pickle.dumps(lz.open(tmp_path / "a.zarr").to_lazy().X)
     assert_equal(pickle.loads(pickled).compute(), atlas.X)  # noqa: S301 - made here
     lz.convert(atlas[::-1].copy(), tmp_path / "a.zarr", overwrite=True, progress=False)
-    lz.open(tmp_path / "a.zarr")
     import lobster_zarr.reopen
 
     lobster_zarr.reopen._reopened.clear()
+    sent = pickle.loads(pickled)  # noqa: S301 - made here
     with pytest.raises(ConflictError, match="overwritten"):
-        pickle.loads(pickled)  # noqa: S301 - made here
+        sent.compute()
+
+
+def test_a_pickle_is_loaded_and_passed_on_without_the_store(tmp_path: Path, atlas: ad.AnnData) -> None:
+    lz.convert(atlas, tmp_path / "a.zarr", progress=False)
+    ds = lz.open(tmp_path / "a.zarr")
+    sent = pickle.dumps((ds, ds.query("n > 500"), ds.to_lazy().X))
+    (tmp_path / "a.zarr").rename(tmp_path / "away.zarr")
+    passed_on = pickle.dumps(pickle.loads(sent))  # noqa: S301 - made here
+    (tmp_path / "away.zarr").rename(tmp_path / "a.zarr")
+    dataset, selection, x = pickle.loads(passed_on)  # noqa: S301 - made here
+    assert repr(selection) == repr(ds.query("n > 500"))
+    assert selection.count() == int((atlas.obs["n"] > 500).sum())
+    assert dataset.shape == atlas.shape
+    assert_equal(x.compute(), atlas.X)
+
+
+def test_a_sent_reader_is_opened_by_many_threads_at_once(tmp_path: Path, atlas: ad.AnnData) -> None:
+    import lobster_zarr.reopen
+
+    lz.convert(atlas, tmp_path / "a.zarr", progress=False)
+    pickled = pickle.dumps(lz.open(tmp_path / "a.zarr").reader)
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(20):
+            lobster_zarr.reopen._reopened.clear()
+            sent = pickle.loads(pickled)  # noqa: S301 - made here
+            assert list(threads.map(lambda _, sent=sent: sent.obs.n_rows, range(8))) == [N_OBS] * 8
 
 
 def test_a_lazy_anndata_travels_in_a_small_pickle(dataset: lz.Dataset, atlas: ad.AnnData) -> None:

@@ -699,7 +699,9 @@ def test_without_its_lender_a_pickle_takes_credentials_from_the_environment(s3, 
     pickled = pickle.dumps(open_store(bucket, s3.storage_options))
     reference = open_store(bucket, s3.storage_options).__getstate__()["lent"].encode()
     orphan = pickled.replace(reference, b"x" * len(reference))
-    assert "CredentialsError" in loaded_elsewhere(orphan)
+    refused = loaded_elsewhere(orphan)
+    assert "CredentialsError" in refused
+    assert "is lent by the process that it was passed to" in refused
     keys = {"AWS_ACCESS_KEY_ID": s3.key, "AWS_SECRET_ACCESS_KEY": s3.secret}
     assert loaded_elsewhere(orphan, **keys).split() == ["True", "True"]
 
