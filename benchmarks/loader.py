@@ -99,7 +99,7 @@ READERS: dict[str, tuple[Callable[..., Batches], dict[str, Any]]] = {
     "annbatch, zarrs": (annbatch, {"pipeline": ZARRS}),
     "annbatch, zarrs, runs as lobster_zarr": (
         annbatch,
-        {"pipeline": ZARRS, "chunk_size": 80, "preload_nchunks": 96},
+        {"pipeline": ZARRS, "chunk_size": 160, "preload_nchunks": 48},
     ),
     "read_lazy, 1,000 rows": (read_lazy, {}),
 }
@@ -159,10 +159,11 @@ def run_one(python: str, reader: str, at: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def measure(args: argparse.Namespace, name: str, line: tuple[float, float] | None) -> list[dict[str, Any]]:
+def measure(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     """Run every reader on one line; medians of three runs where one takes less than ten seconds."""
     from benchmarks.network import shaped_s3
 
+    line = LINES[name]
     runs: dict[str, list[dict[str, Any]]] = {
         reader: [] for reader, (way, _) in READERS.items() if way is not annbatch or args.python
     }
@@ -191,6 +192,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure loaders for training.")
     parser.add_argument("--data", type=Path, default=Path(__file__).with_name("_data"), metavar="DIR")
     parser.add_argument("--python", metavar="PATH", help="an interpreter that has annbatch; without it is left out")
+    parser.add_argument("--line", choices=LINES, help="measure this one alone")
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--reader", choices=READERS, help=argparse.SUPPRESS)
     parser.add_argument("--at", type=json.loads, help=argparse.SUPPRESS)
@@ -207,7 +209,7 @@ def main() -> int:
     job = Job(args.data.resolve(), 100_000, 20_000)
     prepare(job)
     args.store = stored_at(job, "sorted")
-    found = [figures for name, line in LINES.items() for figures in measure(args, name, line)]
+    found = [figures for name in ([args.line] if args.line else LINES) for figures in measure(args, name)]
     whole = {(f["x_total"], *f["types"]) for f in found if f.get("n_rows") == job.n_obs}
     shown = Table(title=f"rows a second, {args.store.name}; load {os.getloadavg()[0]:.1f}")
     for heading in ("line", "reader", "rows/s", "CPU ms/1k", "rows", "requests", "MB", "peak MB", "spread"):

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from lobster_zarr.reading import Reading
 
-RUN_BYTES = 1 << 20
-"""Decoded bytes of a run: about sixteen chunks, so that the two that it shares with its neighbours cost little."""
+RUN_BYTES = 2 << 20
+"""Decoded bytes of a run: about thirty chunks, so that the two that it shares with its neighbours cost little."""
 
 
 ROW_BYTES = 24

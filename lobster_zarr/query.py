@@ -343,7 +343,7 @@ class Selection:
         buffer_bytes
             Decoded bytes that are read at once. Two such buffers are in memory.
         run_rows
-            Fewer mix better, more take fewer requests. None: about one MB, decoded.
+            Fewer mix better, more take fewer requests. None: about 2 MB, decoded.
         rank, world_size
             Of several processes that train together each takes an equal share of the rows.
 
