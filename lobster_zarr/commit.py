@@ -202,6 +202,26 @@ class Commit:
         self.n_objects += 1
         self.stored_bytes += len(payload)
 
+    def put_scratch(self, key: str, payload: bytes) -> None:
+        """Upload an object that is no part of the store, and wait for it."""
+        self.expect([key])
+        self._put_alone(key, payload)
+
+    def expect(self, keys: Iterable[str]) -> None:
+        """Take charge of objects that other processes will write: unfinished, they go with the rest."""
+        self._keys += keys
+
+    def adopt(self, n_bytes: int) -> None:
+        """Count an object of the store that another process has written."""
+        self.n_objects += 1
+        self.stored_bytes += n_bytes
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Delete scratch objects."""
+        gone = set(keys)
+        run(self._delete(gone))
+        self._keys = [key for key in self._keys if key not in gone]
+
     async def _upload(self, key: str, payload: bytes) -> None:
         task = asyncio.current_task()
         self._under_way.add(task)

@@ -65,6 +65,7 @@ def convert(  # noqa: PLR0913 - the public contract
     overwrite: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     progress: bool = True,
+    client: Client | Literal[False] | None = None,
 ) -> ConversionReport:
     """Convert an AnnData to a chunked Zarr store.
 
@@ -85,7 +86,8 @@ def convert(  # noqa: PLR0913 - the public contract
     codec
         ``"small"``, ``"fast"`` or ``"compatible"``.
     memory_limit
-        Bytes, or text such as ``"2GB"``, that the process should not exceed.
+        Bytes, or text such as ``"2GB"``, that the process should not exceed;
+        on a cluster, each worker process too.
     overwrite
         Replace a store that `dest` holds already.
     storage_options
@@ -93,6 +95,11 @@ def convert(  # noqa: PLR0913 - the public contract
         ``profile``, ``requester_pays``, ``client_kwargs``.
     progress
         Show progress bars when on a terminal.
+    client
+        A ``distributed.Client``: the sparse matrices are written by the workers of
+        its cluster, and the store is the same, byte for byte. None takes the
+        active client, where there is one and workers can read the source and
+        write the destination; False takes none.
 
     Returns
     -------
@@ -108,7 +115,11 @@ def convert(  # noqa: PLR0913 - the public contract
     FormatError, NotFoundError
         The source is not there, or not AnnData.
     StorageError
-        The storage or the scratch disk failed; what was written was removed.
+        The storage or the scratch disk failed, or workers did not survive their
+        tasks; what was written was removed.
+    InvalidArgumentError
+        An option is out of its domain; `client` was passed and workers cannot
+        read the source (an AnnData in memory) or write the destination (``memory://``).
     """
     started = time.perf_counter()
     limit = parse_size(memory_limit, "memory_limit")
@@ -120,8 +131,11 @@ def convert(  # noqa: PLR0913 - the public contract
     with open_source(source, storage_options, memory_limit_bytes=limit) as opened, Scratch() as scratch:
         job = Conversion(opened, scratch, columns, codec, gene_major, limit, Progress(enabled=progress))
         staged = job.prepare()
-        with Commit(os.fspath(dest), storage_options, overwrite=overwrite) as commit:
-            job.write(commit, staged)
+        addresses = _addresses(opened, source, dest, storage_options, client) if client is not False else None
+        found = find_client(client) if addresses else None
+        crew = Crew(found, *addresses) if found and addresses else None
+        with Commit(os.fspath(dest), storage_options, overwrite=overwrite) as commit, crew or nullcontext():
+            job.write(commit, staged, crew)
         return ConversionReport(
             source=opened.name,
             destination=display_uri(dest),
@@ -131,7 +145,7 @@ def convert(  # noqa: PLR0913 - the public contract
             stored_bytes=commit.stored_bytes,
             n_objects=commit.n_objects,
             seconds=time.perf_counter() - started,
-            peak_memory_bytes=peak_memory_bytes(),
+            peak_memory_bytes=max(peak_memory_bytes(), crew.peak_memory_bytes if crew else 0),
             codec=codec,
             sort_by=columns,
             gene_major=tuple(job.companions),
@@ -256,7 +270,7 @@ class Conversion:
         if bad:
             msg = f"{path} of {self.source.name} has columns that AnnData cannot store: {bad}; rename them."
             raise UnsupportedError(msg)
-        if isinstance(self.source.root, dict):
+        if self.source.is_in_memory:
             # What a file holds was encoded once; what is in memory may not be encodable.
             for name, read in frame.stored().items():
                 values = read()

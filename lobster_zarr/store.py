@@ -18,7 +18,7 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store
 from zarr.storage import ObjectStore, ZipStore
 
 from lobster_zarr import errors
-from lobster_zarr.agent import borrow, lend
+from lobster_zarr.address import Address
 from lobster_zarr.location import Access, Location, check_key, display_uri, is_local, local_path
 from lobster_zarr.loop import run
 from lobster_zarr.rawfile import open_file
@@ -166,16 +166,12 @@ class UriStore(ObjectStore[Any]):
         return f"{type(self).__name__}({str(self)!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        uri = str(Path(self._where.root).absolute()) if self._where.scheme == "file" else str(self)
-        secret = self._access.secrets() | ({"uri": self._where.url} if self._where.is_secret else {})
-        lent = lend(secret) if secret else ""
-        return {"uri": uri, "options": self._access.public(), "read_only": self.read_only, "lent": lent}
+        address = Address.from_parts(self._where, self._access)
+        return {"read_only": self.read_only, **vars(address)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        options, secret = dict(state["options"]), borrow(state["lent"])
-        uri = secret.pop("uri", state["uri"])
-        client = {"client_kwargs": {"verify": options.pop("verify")}}
-        self.__dict__.update(UriStore(uri, options | client | secret, read_only=state["read_only"]).__dict__)
+        uri, options = Address(state["uri"], state["options"], state["lent"]).borrow()
+        self.__dict__.update(UriStore(uri, options, read_only=state["read_only"]).__dict__)
 
     @property
     @override
