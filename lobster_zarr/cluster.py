@@ -9,9 +9,10 @@ import itertools
 import sys
 import uuid
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from lobster_zarr.errors import InvalidArgumentError, NetworkError, StorageError
+from lobster_zarr.grid import cdiv
 from lobster_zarr.workplace import Job, end
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
     from lobster_zarr.address import Address
 
+MIN_VALUES = 1 << 20
+"""The client itself deals with what is smaller."""
+MIN_TASK_VALUES = 1 << 18
+TASKS_PER_THREAD = 8
+"""So that the last tasks leave no thread waiting for long."""
 MEMORY_SHARE = 0.6
 """Of what dask allows a worker: from there on it spills, later it pauses."""
 
@@ -49,13 +55,44 @@ def find_client(client: Client | Literal[False] | None) -> Client | None:
             distributed.get_worker()
             return None
         with suppress(ValueError):
-            found = distributed.default_client()
+            found: Client = distributed.client.default_client()  # type: ignore[no-untyped-call]
             return found if found.status == "running" and not found.asynchronous else None
         return None
-    if not isinstance(client, distributed.Client) or client.asynchronous:
+    if not isinstance(cast("object", client), distributed.Client) or client.asynchronous:
         msg = f"client is {client!r}; expected a distributed.Client that is not asynchronous, None or False."
         raise InvalidArgumentError(msg)
     return client
+
+
+def crew_for(client: Client | Literal[False] | None, store: Address | None, source: Address | None) -> Crew | None:
+    """Return a crew for a job, or None where it is done here.
+
+    Parameters
+    ----------
+    client
+        As for `find_client`.
+    store
+        What is written, or verified; None where the job needs what no other process can reach.
+    source
+        What is read besides; None where the tasks read nothing else.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A client was passed, and its workers cannot do the job.
+    """
+    found = find_client(client)
+    if found is None:
+        return None
+    if store is not None and store.is_shared and (source is None or source.is_shared):
+        return Crew(found, store, source)
+    if client is None:
+        return None
+    msg = (
+        "client was passed, but workers cannot reach what is in the memory of this process; expected URIs or paths "
+        "that they share. Write an AnnData to an .h5ad and pass its path, or leave out client."
+    )
+    raise InvalidArgumentError(msg)
 
 
 class Crew:
@@ -73,10 +110,12 @@ class Crew:
     """
 
     def __init__(self, client: Client, store: Address, source: Address | None) -> None:
-        self.client = client
+        self.client: Any = client  # much of it is untyped
         self.job = Job(uuid.uuid4().hex, store, source)
         self.peak_memory_bytes = 0
-        self._futures: dict[str, Future[Any]] = {}
+        self.is_announced = False
+        """Whether the workers can read what all tasks of a conversion need."""
+        self._futures: dict[Any, Future[Any]] = {}
         self._numbers = itertools.count()
 
     def __enter__(self) -> Self:
@@ -85,7 +124,7 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        from distributed.comm import CommClosedError
+        from distributed.comm.core import CommClosedError
 
         with suppress(CommClosedError, OSError):  # the cluster is gone, and the tasks with it
             self.client.cancel(list(self._futures.values()), force=True)
@@ -97,24 +136,27 @@ class Crew:
     @property
     def n_threads(self) -> int:
         """Tasks that run at once; at least one, so that an adaptive cluster gets a reason to grow."""
-        return max(sum(self._threads()), 1)
+        n_threads: int = sum(self.client.nthreads().values())
+        return max(n_threads, 1)
 
-    def _threads(self) -> list[int]:
-        return list(self.client.nthreads().values())
+    @property
+    def threads_per_worker(self) -> int:
+        """Tasks that one process runs at once."""
+        return max(self.client.nthreads().values(), default=1)
 
-    def memory_per_task(self, limit_bytes: int, base_bytes: int) -> int:
-        """Return what one task may use for its block.
-
-        Parameters
-        ----------
-        limit_bytes
-            What a worker process should not exceed.
-        base_bytes
-            What a process holds before its first task.
-        """
+    @property
+    def memory_bytes(self) -> int:
+        """What a worker may hold without being slowed down by dask."""
         workers = self.client.scheduler_info()["workers"].values()
-        allowed = [int(w["memory_limit"] * MEMORY_SHARE) for w in workers if w.get("memory_limit")]
-        return max(min([limit_bytes, *allowed]) - base_bytes, 0) // max([1, *self._threads()])
+        return min((int(w["memory_limit"] * MEMORY_SHARE) for w in workers if w.get("memory_limit")), default=1 << 62)
+
+    def pays_for(self, n_values: int) -> bool:
+        """Whether an array is large enough to be shared out."""
+        return n_values >= MIN_VALUES
+
+    def share(self, n_values: int) -> int:
+        """Values of one task."""
+        return max(cdiv(n_values, TASKS_PER_THREAD * self.n_threads), MIN_TASK_VALUES)
 
     def submit(self, function: Callable[..., Any], *arguments: Any, priority: int = 0) -> Future[Any]:
         """Start ``function(job, *arguments)``; futures among the arguments are waited for there."""
@@ -130,8 +172,8 @@ class Crew:
         for future in futures:
             self._futures.pop(future.key, None)
 
-    def results(self, futures: Sequence[Future[Any]]) -> Iterator[tuple[int, Any]]:
-        """Yield the number and the result of each as it is done, and let go of it.
+    def results(self, futures: Sequence[Future[Any]], *, ordered: bool = False) -> Iterator[tuple[int, Any]]:
+        """Yield the number and the result of each as it is done, or in order, and let go of it.
 
         Raises
         ------
@@ -142,14 +184,15 @@ class Crew:
         NetworkError
             The cluster is gone.
         """
-        from distributed import as_completed
+        import distributed
         from distributed.client import FutureCancelledError
-        from distributed.comm import CommClosedError
+        from distributed.comm.core import CommClosedError
         from distributed.scheduler import KilledWorker
 
+        as_completed: Any = distributed.as_completed
         numbers = {future.key: number for number, future in enumerate(futures)}
         try:
-            for future in as_completed(futures):
+            for future in futures if ordered else as_completed(futures):
                 self._futures.pop(future.key, None)
                 yield numbers[future.key], future.result()
         except KilledWorker as error:

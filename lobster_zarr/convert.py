@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,8 @@ import numpy as np
 import pandas as pd
 import psutil
 
+from lobster_zarr.address import Address
+from lobster_zarr.cluster import crew_for
 from lobster_zarr.commit import Commit
 from lobster_zarr.errors import FormatError, InvalidArgumentError, NotFoundError, UnsupportedError, did_you_mean
 from lobster_zarr.layout import (
@@ -32,6 +35,7 @@ from lobster_zarr.layout import (
 )
 from lobster_zarr.matrices import MatrixConversion
 from lobster_zarr.noted import ATTRIBUTE
+from lobster_zarr.partition import ClusterMatrices
 from lobster_zarr.report import ConversionReport, Progress, parse_size, peak_memory_bytes
 from lobster_zarr.scratch import Scratch
 from lobster_zarr.source import Source, open_source
@@ -46,6 +50,9 @@ if TYPE_CHECKING:
 
     import anndata as ad
     import zarr
+    from distributed import Client
+
+    from lobster_zarr.cluster import Crew
 
 MAX_BLOCK_VALUES = 4 << 20
 MIN_BLOCK_VALUES = 1 << 16
@@ -131,9 +138,7 @@ def convert(  # noqa: PLR0913 - the public contract
     with open_source(source, storage_options, memory_limit_bytes=limit) as opened, Scratch() as scratch:
         job = Conversion(opened, scratch, columns, codec, gene_major, limit, Progress(enabled=progress))
         staged = job.prepare()
-        addresses = _addresses(opened, source, dest, storage_options, client) if client is not False else None
-        found = find_client(client) if addresses else None
-        crew = Crew(found, *addresses) if found and addresses else None
+        crew = _crew(client, opened, source, dest, storage_options)
         with Commit(os.fspath(dest), storage_options, overwrite=overwrite) as commit, crew or nullcontext():
             job.write(commit, staged, crew)
         return ConversionReport(
@@ -152,6 +157,18 @@ def convert(  # noqa: PLR0913 - the public contract
             replaced=commit.replaced,
             arrays=job.sizes,
         )
+
+
+def _crew(
+    client: Client | Literal[False] | None,
+    opened: Source,
+    source: Any,
+    dest: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None,
+) -> Crew | None:
+    if opened.is_in_memory:
+        return crew_for(client, None, None)
+    return crew_for(client, Address.of(dest, storage_options), Address.of(source, storage_options))
 
 
 def _refuse_same(source: Any, dest: str | os.PathLike[str]) -> None:
@@ -184,8 +201,6 @@ class Conversion:
         self.order: np.ndarray | None = None
         self.n_obs = len(self.source.frame("obs").index)
         self.n_vars = len(self.source.frame("var").index)
-        spare = max(self.limit_bytes - psutil.Process().memory_info().rss, 0)
-        self.block_values = min(max(spare // BYTES_PER_BLOCK_VALUE, MIN_BLOCK_VALUES), MAX_BLOCK_VALUES)
 
     def prepare(self) -> dict[str, zarr.Group | zarr.Array[Any]]:
         """Read and encode, in memory, all that is neither a matrix nor obs.
@@ -293,8 +308,8 @@ class Conversion:
             keys.append(np.where(codes < 0, np.iinfo(np.int64).max, codes))
         return np.lexsort(keys[::-1])
 
-    def write(self, commit: Commit, staged: dict[str, zarr.Group | zarr.Array[Any]]) -> None:
-        """Write every element, then the root."""
+    def write(self, commit: Commit, staged: dict[str, zarr.Group | zarr.Array[Any]], crew: Crew | None = None) -> None:
+        """Write every element, then the root; the sparse matrices with a crew, where there is one."""
         self._write_frame(commit, "obs", self.order)
         self._write_frame(commit, "var", None)
         if "raw" in self.source:
@@ -307,15 +322,7 @@ class Conversion:
             if path.startswith("obsm/") and self.order is not None:
                 element = stage(_reordered(self.source.value(path), self.order), path)  # noqa: PLW2901
             self.sizes |= write_staged(commit, path, element, self.codec)
-        writer = MatrixConversion(
-            commit,
-            self.scratch,
-            self.progress,
-            self.codec,
-            self.block_values,
-            self.order,
-            tuple(self.companions),
-        )
+        writer = self._matrix_writer(commit, crew)
         for path in self._matrices():
             stream = self.source.stream(path)
             if stream is not None:
@@ -339,6 +346,14 @@ class Conversion:
         }
         commit.finish({"encoding-type": "anndata", "encoding-version": "0.1.0", ATTRIBUTE: ours})
 
+    def _matrix_writer(self, commit: Commit, crew: Crew | None) -> MatrixConversion:
+        shared = (commit, self.scratch, self.progress, self.codec)
+        order, companions = self.order, tuple(self.companions)
+        if crew is None:
+            return MatrixConversion(*shared, _block_values(self.limit_bytes), order, companions)
+        block_values = _block_values(min(self.limit_bytes, crew.memory_bytes), crew.threads_per_worker)
+        return ClusterMatrices(*shared, block_values, order, companions, crew)
+
     def _write_frame(self, commit: Commit, path: str, order: np.ndarray | None) -> None:
         frame = self.source.frame(path)
         attributes = {
@@ -358,6 +373,12 @@ class Conversion:
                     member = VALUES_OF.get(str(staged.attrs.get("encoding-type")), "")
                     commit.note(f"{path}/{name}{member}", measure(values, rows))
                 advance(1)
+
+
+def _block_values(limit_bytes: int, n_blocks: int = 1) -> int:
+    """Values of a block where `n_blocks` are in memory at once, of a process that holds what this one does now."""
+    spare: int = max(limit_bytes - psutil.Process().memory_info().rss, 0) // n_blocks
+    return min(max(spare // BYTES_PER_BLOCK_VALUE, MIN_BLOCK_VALUES), MAX_BLOCK_VALUES)
 
 
 def _reordered(value: Any, order: np.ndarray) -> Any:

@@ -162,7 +162,6 @@ class MatrixConversion:
         if stream.row_major and self.order is None:
             yield from (block for _, block in blocks)
             return
-        n_rows = stream.shape[0]
         lengths = np.diff(stream.indptr) if stream.row_major else _count_rows(stream, self.block_values)
         stored_lengths = lengths if self.order is None else lengths[self.order]
         bounds = balanced_bounds(stored_lengths, self.block_values)
@@ -176,9 +175,7 @@ class MatrixConversion:
             yield rows if place is None else renamed(rows, place)
 
 
-def stored_rows(
-    stream: SparseStream, at: int, block: Slices, place: np.ndarray | None
-) -> tuple[np.ndarray, Slices]:
+def stored_rows(stream: SparseStream, at: int, block: Slices, place: np.ndarray | None) -> tuple[np.ndarray, Slices]:
     """Take a block of a matrix as rows in storage order.
 
     Parameters

@@ -28,12 +28,6 @@ if TYPE_CHECKING:
     from lobster_zarr.stream import SparseStream
     from lobster_zarr.write import SparseWriter
 
-MIN_VALUES = 1 << 20
-"""A smaller matrix is written by the client itself."""
-MIN_PART_VALUES = 1 << 18
-PARTS_PER_THREAD = 8
-"""So that the last tasks leave no thread waiting for long."""
-
 
 @dataclass(frozen=True, eq=False)
 class ClusterMatrices(MatrixConversion):
@@ -47,21 +41,18 @@ class ClusterMatrices(MatrixConversion):
 
     crew: Crew
 
-    def begin(self) -> None:
-        """Write what all tasks need to know of the order of the rows."""
-        place = b"" if self.place is None else self.place.astype("<i8").tobytes()
-        self.commit.put_scratch(self.crew.job.place_key, place)
-
-    def end(self) -> None:
-        """Take away what `begin` wrote."""
-        self.commit.drop([self.crew.job.place_key])
-
     def _write_sparse(self, path: str, stream: SparseStream) -> dict[str, int]:
-        if stream.nnz < MIN_VALUES:
+        if not self.crew.pays_for(stream.nnz):
             return super()._write_sparse(path, stream)
-        even = cdiv(stream.nnz, PARTS_PER_THREAD * self.crew.n_threads)
-        part_values = min(max(even, MIN_PART_VALUES), self.block_values)
-        return _Partition(self, path, stream, part_values).write()
+        self._announce()
+        return _Partition(self, path, stream, min(self.crew.share(stream.nnz), self.block_values)).write()
+
+    def _announce(self) -> None:
+        """Write, once, what all tasks need: the order of the rows."""
+        if not self.crew.is_announced:
+            place = b"" if self.place is None else self.place.astype("<i8").tobytes()
+            self.commit.put_scratch(self.crew.job.place_key, place)
+            self.crew.is_announced = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +91,8 @@ class _Partition:
     def _pieces(self, matrix: Matrix, name: str, n_objects: int, n_major: int) -> Pieces:
         n_parts = cdiv(self.stream.nnz, self.part_values)
         prefix = f"{self.whole.crew.job.scratch}/{matrix.path}/{name}"
-        pieces = Pieces.of(
-            prefix, n_objects, n_major, n_parts, self.part_values, (matrix.index_dtype, matrix.dtype)
-        )
-        self.whole.commit.expect(pieces.keys)
+        pieces = Pieces.of(prefix, n_objects, n_major, n_parts, self.part_values, (matrix.index_dtype, matrix.dtype))
+        self.whole.commit.expect_scratch(pieces.keys)
         return pieces
 
     def _regroup(self, matrix: Matrix) -> tuple[Pieces, np.ndarray]:
@@ -162,13 +151,13 @@ class _Partition:
         encoding.clear()
         done: list[SparseShard | None] = [None] * len(writing)
         with whole.progress.phase(matrix.path, self.stream.nnz) as advance:
-            for number, shard in crew.results(writing):
-                done[number] = shard
+            for number, written in crew.results(writing):
+                done[number] = written
                 advance(min(matrix.grid.shard[0], self.stream.nnz - number * matrix.grid.shard[0]))
-        shards = [shard for shard in done if shard is not None]
-        for shard in shards:
-            writer.adopt(shard.values, shard.indices, shard.first)
+        shards = [written for written in done if written is not None]
+        for written in shards:
+            writer.adopt(written.values, written.indices, written.first)
         writer.append(lengths, np.empty(0, writer.index_dtype), np.empty(0, writer.dtype))
         if regrouped is not None:
-            whole.commit.drop(regrouped.keys)
-        return np.sum([shard.genes for shard in shards], axis=0)
+            whole.commit.drop_scratch(regrouped.keys)
+        return np.sum([written.genes for written in shards], axis=0)

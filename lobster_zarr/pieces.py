@@ -62,7 +62,7 @@ class Pieces:
     dtypes: tuple[str, str]
 
     @classmethod
-    def of(  # noqa: PLR0913 - what is regrouped, and how it is cut
+    def of(
         cls, prefix: str, n_objects: int, n_major: int, n_parts: int, part_values: int, dtypes: tuple[Any, Any]
     ) -> Pieces:
         """Cut an axis into stripes that are fine against a part of the result, but not too fine to compress."""
@@ -138,8 +138,7 @@ class Pieces:
         ends = 16 + np.cumsum(np.frombuffer(stripe[:16], "<u4"), dtype=np.int64)
         bounds = pairwise([16, *ends.tolist()])
         majors, lengths, indices, values = (
-            np.frombuffer(BLOSC.decode(stripe[a:b]), kind)
-            for (a, b), kind in zip(bounds, self._kinds, strict=True)
+            np.frombuffer(BLOSC.decode(stripe[a:b]), kind) for (a, b), kind in zip(bounds, self._kinds, strict=True)
         )
         lo, hi = np.searchsorted(majors, (start, stop))
         at, end = int(lengths[:lo].sum()), int(lengths[:hi].sum())

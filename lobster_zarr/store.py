@@ -165,9 +165,13 @@ class UriStore(ObjectStore[Any]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
 
+    @property
+    def address(self) -> Address:
+        """Where it is, as may be told to another process."""
+        return Address.from_parts(self._where, self._access)
+
     def __getstate__(self) -> dict[str, Any]:
-        address = Address.from_parts(self._where, self._access)
-        return {"read_only": self.read_only, **vars(address)}
+        return {"read_only": self.read_only, **vars(self.address)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         uri, options = Address(state["uri"], state["options"], state["lent"]).borrow()

@@ -1,4 +1,4 @@
-"""The tasks of a conversion on a cluster: what a worker does with a part of one sparse matrix.
+"""The tasks of a job on a cluster: what a worker does with a part of one matrix.
 
 Each is a function of small arguments that reads its part, and writes objects or
 gives encoded chunks to the task that puts a shard together. Done twice, it writes
@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lobster_zarr.errors import FormatError
-from lobster_zarr.grid import Grid
 from lobster_zarr.layout import NOTED_OBJECT, CodecProfile, new_array
 from lobster_zarr.matrices import renamed, stored_rows
 from lobster_zarr.scratch import Slices
 from lobster_zarr.stream import SparseStream, native
+from lobster_zarr.traffic import Stats, observed
 from lobster_zarr.workplace import Job, Workplace, at_work
 from lobster_zarr.write import WrittenShard
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lobster_zarr.grid import Grid
     from lobster_zarr.node import ArrayNode
     from lobster_zarr.pieces import Pieces
 
@@ -185,6 +188,19 @@ def write_shard(job: Job, matrix: Matrix, shard: int, parts: list[EncodedPart]) 
             np.concatenate([p.first for p in parts]),
             np.sum([p.genes for p in parts], axis=0),
         )
+
+
+def on_store[T](job: Job, read: Callable[..., T], path: str, span: tuple[int, int], *more: Any) -> tuple[T, int]:
+    """Read a part of the store that is verified. Returns with what was asked for the bytes that were read."""
+    stats = Stats()
+    with at_work(job) as here, observed(stats):
+        return read(here.dataset, path, span, *more), stats.n_bytes
+
+
+def on_source[T](job: Job, read: Callable[..., T], path: str, span: tuple[int, int]) -> T:
+    """Read a part of a matrix of the source."""
+    with at_work(job) as here:
+        return read(here.stream(path), span)
 
 
 def _sparse(here: Workplace, matrix: Matrix) -> SparseStream:

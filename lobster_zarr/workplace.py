@@ -129,7 +129,7 @@ class Workplace:
         try:
             return opened()
         except NotFoundError as error:
-            msg = f"{error} It was looked for by the worker on {socket.gethostname()}; a path has to be one of all workers."
+            msg = f"{error} So the worker on {socket.gethostname()} says; expected a path that all workers share."
             raise NotFoundError(msg) from error
 
     def stream(self, path: str) -> Stream:
