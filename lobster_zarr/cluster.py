@@ -5,6 +5,7 @@ Knows dask's client. Must not know what the tasks do.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sys
 import uuid
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from lobster_zarr.address import Address
 
+CONNECT_SECONDS = 10
 MIN_VALUES = 1 << 20
 """The client itself deals with what is smaller."""
 MIN_TASK_VALUES = 1 << 18
@@ -62,6 +64,32 @@ def find_client(client: Client | Literal[False] | None) -> Client | None:
         msg = f"client is {client!r}; expected a distributed.Client that is not asynchronous, None or False."
         raise InvalidArgumentError(msg)
     return client
+
+
+def check_scheduler(address: str) -> None:
+    """Refuse an address where no scheduler answers; a Client would do so later, and go on trying at its end.
+
+    Raises
+    ------
+    NetworkError
+        Nothing answers, or nothing could.
+    """
+    from distributed.comm import core
+    from distributed.security import Security
+
+    async def greet() -> None:
+        own = Security().get_connection_args("client")  # type: ignore[no-untyped-call]
+        comm: Any = await core.connect(address, timeout=CONNECT_SECONDS, **own)  # type: ignore[no-untyped-call]
+        await comm.close()
+
+    try:
+        asyncio.run(greet())
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        msg = (
+            f"no dask scheduler answers at {address!r} within {CONNECT_SECONDS} s; expected an address such as "
+            "tcp://10.0.0.1:8786. Check it, and that the cluster runs."
+        )
+        raise NetworkError(msg) from error
 
 
 def crew_for(client: Client | Literal[False] | None, store: Address | None, source: Address | None) -> Crew | None:
@@ -192,7 +220,7 @@ class Crew:
         as_completed: Any = distributed.as_completed
         numbers = {future.key: number for number, future in enumerate(futures)}
         try:
-            for future in futures if ordered else as_completed(futures):
+            for future in futures if ordered else as_completed(futures, loop=self.client.loop):
                 self._futures.pop(future.key, None)
                 yield numbers[future.key], future.result()
         except KilledWorker as error:

@@ -22,7 +22,7 @@ from zarr.core.buffer import default_buffer_prototype
 
 from lobster_zarr.dataset import Dataset
 from lobster_zarr.dataset import open as open_dataset
-from lobster_zarr.errors import FormatError, NotFoundError, StorageError
+from lobster_zarr.errors import FormatError, LobsterZarrError, NotFoundError, StorageError
 from lobster_zarr.node import RESERVED_PREFIX
 from lobster_zarr.report import peak_memory_bytes
 from lobster_zarr.source import Source, open_source
@@ -172,6 +172,8 @@ def at_work(job: Job) -> Iterator[Workplace]:
     ------
     StorageError
         The job is over.
+    LobsterZarrError
+        What the task raised, without its causes.
     """
     with _lock:
         idle = [p for p in _workplaces.values() if not p.running and time.monotonic() - p.used > IDLE_SECONDS]
@@ -184,6 +186,10 @@ def at_work(job: Job) -> Iterator[Workplace]:
         place.running += 1
     try:
         yield place
+    except LobsterZarrError as error:
+        # Not all causes can be pickled, and they may hold what must not travel.
+        error.__cause__ = error.__context__ = None
+        raise
     finally:
         with _lock:
             place.running -= 1
