@@ -139,6 +139,7 @@ class Crew:
 
     def __init__(self, client: Client, store: Address, source: Address | None) -> None:
         self.client: Any = client  # much of it is untyped
+        self._address = self.client.scheduler.address
         self.job = Job(uuid.uuid4().hex, store, source)
         self.peak_memory_bytes = 0
         self.is_announced = False
@@ -152,9 +153,9 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        from distributed.comm.core import CommClosedError
+        from distributed.client import ClosedClientError
 
-        with suppress(CommClosedError, OSError):  # the cluster is gone, and the tasks with it
+        with suppress(ClosedClientError, OSError):  # the cluster is gone, and the tasks with it
             self.client.cancel(list(self._futures.values()), force=True)
             # A worker that is lost meanwhile writes nothing more either.
             peaks = self.client.run(end, self.job.number, on_error="ignore")
@@ -213,7 +214,7 @@ class Crew:
             The cluster is gone.
         """
         import distributed
-        from distributed.client import FutureCancelledError
+        from distributed.client import ClosedClientError, FutureCancelledError
         from distributed.comm.core import CommClosedError
         from distributed.scheduler import KilledWorker
 
@@ -225,10 +226,10 @@ class Crew:
                 yield numbers[future.key], future.result()
         except KilledWorker as error:
             msg = (
-                f"a task ended {error.allowed_failures + 1} workers of {self.client.scheduler.address}, probably for "
+                f"a task ended {error.allowed_failures + 1} workers of {self._address}, probably for "
                 "lack of memory. Lower memory_limit, or give the workers more or fewer threads."
             )
             raise StorageError(msg) from error
-        except (FutureCancelledError, CommClosedError) as error:
-            msg = f"the cluster at {self.client.scheduler.address} is gone; start one and run this again."
+        except (FutureCancelledError, ClosedClientError, CommClosedError) as error:
+            msg = f"the cluster at {self._address} is gone; start one and run this again."
             raise NetworkError(msg) from error

@@ -104,7 +104,7 @@ class Workplace:
         if found is None:
             msg = (
                 f"the worker on {socket.gethostname()} does not see what is written to {self.job.store.uri}; expected "
-                "object storage, or a file system that all workers share with the client."
+                "object storage, or a file system that all workers share with the client. client=False converts here."
             )
             raise StorageError(msg)
         return np.frombuffer(found.to_bytes(), "<i8") if len(found) else None
