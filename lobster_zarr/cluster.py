@@ -139,7 +139,7 @@ class Crew:
 
     def __init__(self, client: Client, store: Address, source: Address | None) -> None:
         self.client: Any = client  # much of it is untyped
-        self._address = self.client.scheduler.address
+        self._address: str = cast("Any", client.scheduler).address
         self.job = Job(uuid.uuid4().hex, store, source)
         self.peak_memory_bytes = 0
         self.is_announced = False

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -307,7 +308,7 @@ def write_staged(
     if isinstance(staged, zarr.Group):
         commit.group(path, staged.attrs.asdict())
         sizes: dict[str, int] = {}
-        for name, member in staged.members():
+        for name, member in sorted(staged.members(), key=itemgetter(0)):  # a memory store has no order of its own
             sizes |= write_staged(commit, f"{path}/{name}", member, profile)
         return sizes
     size = write_array(
