@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -40,16 +41,20 @@ def convert(source: Path, dest: Path, n_workers: int) -> dict[str, float | str]:
     """Convert in this process, or on a cluster that has done nothing yet but its imports."""
     options = {"sort_by": ["cell_type"], "gene_major": True, "progress": False}
     if not n_workers:
+        cpu = time.process_time()
         report = lz.convert(source, dest, client=False, **options)
-        return {"seconds": report.seconds, "client": peak_bytes(), "worker": 0, "digest": digest(dest)}
+        cpu = time.process_time() - cpu
+        return {"seconds": report.seconds, "cpu": cpu, "client": peak_bytes(), "worker": 0, "digest": digest(dest)}
     from distributed import Client, LocalCluster
 
     workers = {"n_workers": n_workers, "threads_per_worker": 1, "processes": True}
     with LocalCluster(**workers, dashboard_address="127.0.0.1:0") as cluster, Client(cluster) as client:
         client.run(_import)
+        cpu = sum(client.run(time.process_time).values())
         report = lz.convert(source, dest, client=client, **options)
+        cpu = sum(client.run(time.process_time).values()) - cpu
         peak = max(client.run(peak_bytes).values())
-    return {"seconds": report.seconds, "client": peak_bytes(), "worker": peak, "digest": digest(dest)}
+    return {"seconds": report.seconds, "cpu": cpu, "client": peak_bytes(), "worker": peak, "digest": digest(dest)}
 
 
 def _import() -> None:
@@ -68,7 +73,7 @@ def main() -> None:
             print(json.dumps(convert(args.source, Path(folder) / "a.zarr", args.run)))
             return
     shown = Table(title=f"{args.source.name}, sorted, with the companion; median of {args.repeats}")
-    for heading in ("", "seconds", "against one worker", "peak MB, client", "peak MB, worker"):
+    for heading in ("", "seconds", "against one worker", "CPU s", "peak MB, client", "peak MB, worker"):
         shown.add_column(heading, justify="right" if heading else "left")
     runs: dict[int, list[dict[str, float | str]]] = {0: [], 1: [], 2: []}
     for _ in range(args.repeats):  # by turns, so that what else the machine does befalls all alike
@@ -79,7 +84,8 @@ def main() -> None:
     for n_workers, found in runs.items():
         name = f"{n_workers} worker{'s' * (n_workers > 1)}" if n_workers else "no cluster"
         peaks = [f"{max(float(r[of]) for r in found) / 1e6:,.0f}" for of in ("client", "worker")]
-        shown.add_row(name, f"{seconds[n_workers]:.1f}", f"{seconds[1] / seconds[n_workers]:.2f}×", *peaks)
+        ratio, cpu = seconds[1] / seconds[n_workers], statistics.median(float(r["cpu"]) for r in found)
+        shown.add_row(name, f"{seconds[n_workers]:.1f}", f"{ratio:.2f}×", f"{cpu:.1f}", *peaks)
     Console(width=100).print(shown)
     assert len({r["digest"] for found in runs.values() for r in found}) == 1, "the stores differ"
 
