@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 
 from lobster_zarr.assemble import assemble
 from lobster_zarr.blocks import Weights
-from lobster_zarr.cluster import chosen_client, reduce_on
+from lobster_zarr.cluster import find_client
 from lobster_zarr.errors import BudgetError, InvalidArgumentError, NotFoundError, UnsupportedError, did_you_mean
 from lobster_zarr.fetch import together
 from lobster_zarr.moments import NEEDS, Func, Kept, Moments, summed_dtype
 from lobster_zarr.recipe import Recipe
+from lobster_zarr.reduction import reduce_on
 from lobster_zarr.report import human_bytes, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import anndata as ad
+    from distributed import Client
 
     from lobster_zarr.projection import Axis
     from lobster_zarr.reading import Reading
@@ -171,12 +173,16 @@ def number(keys: pd.DataFrame, groups: pd.DataFrame) -> np.ndarray:
 
 
 def aggregate(
-    reading: Reading, question: Question, client: Any, block_bytes: int | str, memory_limit: int | str
+    reading: Reading,
+    question: Question,
+    client: Client | Literal[False] | None,
+    block_bytes: int | str,
+    memory_limit: int | str,
 ) -> ad.AnnData:
     """Aggregate the cells of a selection: see :meth:`lobster_zarr.Selection.aggregate`."""
     _check(reading, question)
     target, limit = parse_size(block_bytes, "block_bytes"), parse_size(memory_limit, "memory_limit")
-    cluster = chosen_client(client)
+    cluster = find_client(client)
     recipe = Recipe(reading, "storage")
     (groups, codes), var = reading.run(_tables(recipe, question))
     dtype = _dtype(reading, question.path)

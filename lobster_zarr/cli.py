@@ -38,6 +38,10 @@ Endpoint = Annotated[
     str | None,
     typer.Option("--endpoint-url", help="S3 endpoint; AWS_ENDPOINT_URL by default.", metavar="URL"),
 ]
+Scheduler = Annotated[
+    str | None,
+    typer.Option("--scheduler", help="Share the work with the dask cluster at this address.", metavar="ADDRESS"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -68,6 +72,21 @@ def _options(endpoint_url: str | None) -> dict[str, Any]:
     return {"endpoint_url": endpoint_url} if endpoint_url else {}
 
 
+@contextmanager
+def _cluster(scheduler: str | None) -> Iterator[Any]:
+    """Connect to a scheduler; without an address, None."""
+    if scheduler is None:
+        yield None
+        return
+    from distributed import Client
+
+    from lobster_zarr.cluster import check_scheduler
+
+    check_scheduler(scheduler)
+    with Client(scheduler, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+        yield client
+
+
 @app.command()
 def convert(
     src: Annotated[str, typer.Argument(help="An .h5ad or AnnData-Zarr store: path or URI.")],
@@ -84,21 +103,24 @@ def convert(
     memory_limit: Annotated[str, typer.Option(help="Memory that the process should not exceed.")] = "2GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is there.")] = False,
     endpoint_url: Endpoint = None,
+    scheduler: Scheduler = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert an H5AD to a chunked store, once."""
     import lobster_zarr as lz
 
-    report = lz.convert(
-        src,
-        dest,
-        sort_by=sort_by or [],
-        gene_major="auto" if gene_major is None else gene_major,
-        codec=codec.value,
-        memory_limit=memory_limit,
-        overwrite=overwrite,
-        storage_options=_options(endpoint_url),
-    )
+    with _cluster(scheduler) as client:
+        report = lz.convert(
+            src,
+            dest,
+            sort_by=sort_by or [],
+            gene_major="auto" if gene_major is None else gene_major,
+            codec=codec.value,
+            memory_limit=memory_limit,
+            overwrite=overwrite,
+            storage_options=_options(endpoint_url),
+            client=client,
+        )
     typer.echo(json.dumps(report.to_dict()) if as_json else str(report))
 
 
@@ -272,11 +294,14 @@ def verify(
     *,
     against: Annotated[str | None, typer.Option(help="The source to compare with.", metavar="SRC")] = None,
     endpoint_url: Endpoint = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Read every chunk of a store and check it; with --against, compare it with its source."""
     import lobster_zarr as lz
 
-    typer.echo(str(lz.verify(uri, against, storage_options=_options(endpoint_url))))
+    with _cluster(scheduler) as client:
+        report = lz.verify(uri, against, storage_options=_options(endpoint_url), client=client)
+    typer.echo(str(report))
 
 
 @app.command()

@@ -88,6 +88,7 @@ class Commit:
         self._room_bytes = NOTED_OBJECTS
         self._nodes: dict[str, dict[str, Any]] = {}
         self._keys: list[str] = []
+        self._scratch: set[str] = set()
         self._window = _Window(IN_FLIGHT_BYTES)
         self._gate = asyncio.Semaphore(UPLOADS)
         self._under_way: set[asyncio.Task[Any] | None] = set()
@@ -117,7 +118,7 @@ class Commit:
             return
         try:
             run(self._settle())
-            run(self._delete([*self._keys, MARKER]))
+            run(self._delete([*self._keys, *self._scratch, MARKER]))
         except StorageError as failure:
             if error is None:
                 raise
@@ -202,6 +203,30 @@ class Commit:
         self.n_objects += 1
         self.stored_bytes += len(payload)
 
+    def expect(self, keys: Iterable[str]) -> None:
+        """Take charge of objects of the store that other processes write: unfinished, they go with the rest."""
+        self._keys += keys
+
+    def expect_scratch(self, keys: Iterable[str]) -> None:
+        """Take charge of objects, whoever writes them, that are needed only until the store is finished."""
+        self._scratch.update(keys)
+
+    def put_scratch(self, key: str, payload: bytes) -> None:
+        """Upload such an object, and wait for it."""
+        self.expect_scratch([key])
+        self._put_alone(key, payload)
+
+    def drop_scratch(self, keys: Iterable[str]) -> None:
+        """Delete such objects before."""
+        gone = set(keys)
+        run(self._delete(gone))
+        self._scratch -= gone
+
+    def adopt(self, n_bytes: int) -> None:
+        """Count an object of the store that another process has written."""
+        self.n_objects += 1
+        self.stored_bytes += n_bytes
+
     async def _upload(self, key: str, payload: bytes) -> None:
         task = asyncio.current_task()
         self._under_way.add(task)
@@ -248,6 +273,7 @@ class Commit:
         for path, document in self._nodes.items():
             self.put(f"{path}/zarr.json", _dump(document))
         self._flush()
+        self.drop_scratch(self._scratch)
         root = {
             "zarr_format": 3,
             "node_type": "group",

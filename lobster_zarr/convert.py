@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,8 @@ import numpy as np
 import pandas as pd
 import psutil
 
+from lobster_zarr.address import Address
+from lobster_zarr.cluster import crew_for
 from lobster_zarr.commit import Commit
 from lobster_zarr.errors import FormatError, InvalidArgumentError, NotFoundError, UnsupportedError, did_you_mean
 from lobster_zarr.layout import (
@@ -32,6 +35,7 @@ from lobster_zarr.layout import (
 )
 from lobster_zarr.matrices import MatrixConversion
 from lobster_zarr.noted import ATTRIBUTE
+from lobster_zarr.partition import ClusterMatrices
 from lobster_zarr.report import ConversionReport, Progress, parse_size, peak_memory_bytes
 from lobster_zarr.scratch import Scratch
 from lobster_zarr.source import Source, open_source
@@ -46,6 +50,9 @@ if TYPE_CHECKING:
 
     import anndata as ad
     import zarr
+    from distributed import Client
+
+    from lobster_zarr.cluster import Crew
 
 MAX_BLOCK_VALUES = 4 << 20
 MIN_BLOCK_VALUES = 1 << 16
@@ -65,6 +72,7 @@ def convert(  # noqa: PLR0913 - the public contract
     overwrite: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     progress: bool = True,
+    client: Client | Literal[False] | None = None,
 ) -> ConversionReport:
     """Convert an AnnData to a chunked Zarr store.
 
@@ -85,7 +93,8 @@ def convert(  # noqa: PLR0913 - the public contract
     codec
         ``"small"``, ``"fast"`` or ``"compatible"``.
     memory_limit
-        Bytes, or text such as ``"2GB"``, that the process should not exceed.
+        Bytes, or text such as ``"2GB"``, that the process should not exceed;
+        on a cluster, each worker process too.
     overwrite
         Replace a store that `dest` holds already.
     storage_options
@@ -93,6 +102,11 @@ def convert(  # noqa: PLR0913 - the public contract
         ``profile``, ``requester_pays``, ``client_kwargs``.
     progress
         Show progress bars when on a terminal.
+    client
+        A ``distributed.Client``: the sparse matrices are written by the workers of
+        its cluster, and the store is the same, byte for byte. None takes the
+        active client, where there is one and workers can read the source and
+        write the destination; False takes none.
 
     Returns
     -------
@@ -108,7 +122,11 @@ def convert(  # noqa: PLR0913 - the public contract
     FormatError, NotFoundError
         The source is not there, or not AnnData.
     StorageError
-        The storage or the scratch disk failed; what was written was removed.
+        The storage or the scratch disk failed, or workers did not survive their
+        tasks; what was written was removed.
+    InvalidArgumentError
+        An option is out of its domain; `client` was passed and workers cannot
+        read the source (an AnnData in memory) or write the destination (``memory://``).
     """
     started = time.perf_counter()
     limit = parse_size(memory_limit, "memory_limit")
@@ -120,8 +138,9 @@ def convert(  # noqa: PLR0913 - the public contract
     with open_source(source, storage_options, memory_limit_bytes=limit) as opened, Scratch() as scratch:
         job = Conversion(opened, scratch, columns, codec, gene_major, limit, Progress(enabled=progress))
         staged = job.prepare()
-        with Commit(os.fspath(dest), storage_options, overwrite=overwrite) as commit:
-            job.write(commit, staged)
+        crew = _crew(client, opened, source, dest, storage_options)
+        with Commit(os.fspath(dest), storage_options, overwrite=overwrite) as commit, crew or nullcontext():
+            job.write(commit, staged, crew)
         return ConversionReport(
             source=opened.name,
             destination=display_uri(dest),
@@ -131,13 +150,25 @@ def convert(  # noqa: PLR0913 - the public contract
             stored_bytes=commit.stored_bytes,
             n_objects=commit.n_objects,
             seconds=time.perf_counter() - started,
-            peak_memory_bytes=peak_memory_bytes(),
+            peak_memory_bytes=max(peak_memory_bytes(), crew.peak_memory_bytes if crew else 0),
             codec=codec,
             sort_by=columns,
             gene_major=tuple(job.companions),
             replaced=commit.replaced,
             arrays=job.sizes,
         )
+
+
+def _crew(
+    client: Client | Literal[False] | None,
+    opened: Source,
+    source: Any,
+    dest: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None,
+) -> Crew | None:
+    if opened.is_in_memory:
+        return crew_for(client, None, None)
+    return crew_for(client, Address.of(dest, storage_options), Address.of(source, storage_options))
 
 
 def _refuse_same(source: Any, dest: str | os.PathLike[str]) -> None:
@@ -170,8 +201,6 @@ class Conversion:
         self.order: np.ndarray | None = None
         self.n_obs = len(self.source.frame("obs").index)
         self.n_vars = len(self.source.frame("var").index)
-        spare = max(self.limit_bytes - psutil.Process().memory_info().rss, 0)
-        self.block_values = min(max(spare // BYTES_PER_BLOCK_VALUE, MIN_BLOCK_VALUES), MAX_BLOCK_VALUES)
 
     def prepare(self) -> dict[str, zarr.Group | zarr.Array[Any]]:
         """Read and encode, in memory, all that is neither a matrix nor obs.
@@ -256,7 +285,7 @@ class Conversion:
         if bad:
             msg = f"{path} of {self.source.name} has columns that AnnData cannot store: {bad}; rename them."
             raise UnsupportedError(msg)
-        if isinstance(self.source.root, dict):
+        if self.source.is_in_memory:
             # What a file holds was encoded once; what is in memory may not be encodable.
             for name, read in frame.stored().items():
                 values = read()
@@ -279,8 +308,8 @@ class Conversion:
             keys.append(np.where(codes < 0, np.iinfo(np.int64).max, codes))
         return np.lexsort(keys[::-1])
 
-    def write(self, commit: Commit, staged: dict[str, zarr.Group | zarr.Array[Any]]) -> None:
-        """Write every element, then the root."""
+    def write(self, commit: Commit, staged: dict[str, zarr.Group | zarr.Array[Any]], crew: Crew | None = None) -> None:
+        """Write every element, then the root; the sparse matrices with a crew, where there is one."""
         self._write_frame(commit, "obs", self.order)
         self._write_frame(commit, "var", None)
         if "raw" in self.source:
@@ -293,15 +322,7 @@ class Conversion:
             if path.startswith("obsm/") and self.order is not None:
                 element = stage(_reordered(self.source.value(path), self.order), path)  # noqa: PLW2901
             self.sizes |= write_staged(commit, path, element, self.codec)
-        writer = MatrixConversion(
-            commit,
-            self.scratch,
-            self.progress,
-            self.codec,
-            self.block_values,
-            self.order,
-            tuple(self.companions),
-        )
+        writer = self._matrix_writer(commit, crew)
         for path in self._matrices():
             stream = self.source.stream(path)
             if stream is not None:
@@ -325,6 +346,14 @@ class Conversion:
         }
         commit.finish({"encoding-type": "anndata", "encoding-version": "0.1.0", ATTRIBUTE: ours})
 
+    def _matrix_writer(self, commit: Commit, crew: Crew | None) -> MatrixConversion:
+        shared = (commit, self.scratch, self.progress, self.codec)
+        order, companions = self.order, tuple(self.companions)
+        if crew is None:
+            return MatrixConversion(*shared, _block_values(self.limit_bytes), order, companions)
+        block_values = _block_values(min(self.limit_bytes, crew.memory_bytes), crew.threads_per_worker)
+        return ClusterMatrices(*shared, block_values, order, companions, crew)
+
     def _write_frame(self, commit: Commit, path: str, order: np.ndarray | None) -> None:
         frame = self.source.frame(path)
         attributes = {
@@ -344,6 +373,12 @@ class Conversion:
                     member = VALUES_OF.get(str(staged.attrs.get("encoding-type")), "")
                     commit.note(f"{path}/{name}{member}", measure(values, rows))
                 advance(1)
+
+
+def _block_values(limit_bytes: int, n_blocks: int = 1) -> int:
+    """Values of a block where `n_blocks` are in memory at once, of a process that holds what this one does now."""
+    spare: int = max(limit_bytes - psutil.Process().memory_info().rss, 0) // n_blocks
+    return min(max(spare // BYTES_PER_BLOCK_VALUE, MIN_BLOCK_VALUES), MAX_BLOCK_VALUES)
 
 
 def _reordered(value: Any, order: np.ndarray) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +71,7 @@ class MatrixConversion:
         return self._write_sparse(path, stream)
 
     @cached_property
-    def _place(self) -> np.ndarray | None:
+    def place(self) -> np.ndarray | None:
         """The stored row of each source row."""
         if self.order is None:
             return None
@@ -93,14 +93,14 @@ class MatrixConversion:
 
     def _dense_rows(self, path: str, stream: DenseStream) -> Iterator[np.ndarray]:
         """Blocks of rows in storage order; a sorted matrix passes through a scratch file."""
-        if self._place is None:
+        if self.place is None:
             yield from (rows for _, rows in stream.blocks(self.block_values))
             return
         width = max(math.prod(stream.shape[1:]), 1)
         row_bytes = width * stream.dtype.itemsize
         with self.scratch.file(path.replace("/", "-")) as file:
             for at, rows in stream.blocks(self.block_values):
-                for target, row in zip(self._place[at : at + len(rows)].tolist(), rows, strict=True):
+                for target, row in zip(self.place[at : at + len(rows)].tolist(), rows, strict=True):
                     file.write(np.ascontiguousarray(row).tobytes(), target * row_bytes)
             n_rows, step = stream.shape[0], max(self.block_values // width, 1)
             for at in range(0, n_rows, step):
@@ -111,35 +111,47 @@ class MatrixConversion:
                 )
 
     def _write_sparse(self, path: str, stream: SparseStream) -> dict[str, int]:
-        index_dtype = np.dtype(stream.indices.dtype)
-        if index_dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
-            index_dtype = np.dtype(np.int32 if max(stream.shape) < np.iinfo(np.int32).max else np.int64)
-        new_writer = partial(
-            SparseWriter,
-            self.commit,
-            shape=stream.shape,
-            nnz=stream.nnz,
-            dtype=np.dtype(stream.values.dtype).newbyteorder("="),
-            index_dtype=index_dtype,
-            profile=self.codec,
-        )
-        rows = new_writer(path, row_major=True, chunk=ROW_MAJOR_CHUNK)
+        rows = self.rows_writer(path, stream)
         transposition = _Transposition(self, stream) if path in self.companions else None
         with self.progress.phase(path, stream.nnz) as advance:
-            for block in self._sparse_rows(path, stream, index_dtype):
+            for block in self._sparse_rows(path, stream, rows.index_dtype):
                 rows.append(block.lengths, block.indices, block.values)
                 if transposition is not None:
                     transposition.put(block)
                 advance(len(block.values))
         sizes = rows.close()
         if transposition is not None:
-            genes = new_writer(f"{path}/{COMPANION}", row_major=False, chunk=gene_major_chunk(stream.nnz))
+            genes = self.genes_writer(path, stream)
             with self.progress.phase(f"{path}/{COMPANION}", stream.nnz) as advance:
                 for block in transposition.take():
                     genes.append(block.lengths, block.indices, block.values)
                     advance(len(block.values))
             sizes |= genes.close(tail=self.order)
         return sizes
+
+    def rows_writer(self, path: str, stream: SparseStream) -> SparseWriter:
+        """Begin to write a matrix by rows."""
+        return self._sparse_writer(path, stream, row_major=True, chunk=ROW_MAJOR_CHUNK)
+
+    def genes_writer(self, path: str, stream: SparseStream) -> SparseWriter:
+        """Begin to write the companion of a matrix."""
+        return self._sparse_writer(f"{path}/{COMPANION}", stream, row_major=False, chunk=gene_major_chunk(stream.nnz))
+
+    def _sparse_writer(self, path: str, stream: SparseStream, *, row_major: bool, chunk: int) -> SparseWriter:
+        index_dtype = np.dtype(stream.indices.dtype)
+        if index_dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
+            index_dtype = np.dtype(np.int32 if max(stream.shape) < np.iinfo(np.int32).max else np.int64)
+        return SparseWriter(
+            self.commit,
+            path,
+            shape=stream.shape,
+            row_major=row_major,
+            nnz=stream.nnz,
+            dtype=np.dtype(stream.values.dtype).newbyteorder("="),
+            index_dtype=index_dtype,
+            chunk=chunk,
+            profile=self.codec,
+        )
 
     def _sparse_rows(self, path: str, stream: SparseStream, index_dtype: np.dtype[Any]) -> Iterator[Slices]:
         """Blocks of rows in storage order."""
@@ -150,31 +162,55 @@ class MatrixConversion:
         if stream.row_major and self.order is None:
             yield from (block for _, block in blocks)
             return
-        n_rows = stream.shape[0]
         lengths = np.diff(stream.indptr) if stream.row_major else _count_rows(stream, self.block_values)
         stored_lengths = lengths if self.order is None else lengths[self.order]
-        place = np.arange(n_rows) if self._place is None else self._place
         bounds = balanced_bounds(stored_lengths, self.block_values)
         exchange = Exchange(self.scratch, "rows", bounds, 2 * self.block_values)
         with self.progress.phase(f"{path}: regrouping rows", stream.nnz) as advance:
             for at, block in blocks:
-                if stream.row_major:
-                    targets, part = place[at : at + len(block.lengths)], block
-                else:
-                    turned = block.transpose(n_rows, at)
-                    filled = np.flatnonzero(turned.lengths)
-                    targets, part = place[filled], Slices(turned.lengths[filled], turned.indices, turned.values)
-                if self.order is not None:
-                    ascending = np.argsort(targets)
-                    targets, part = targets[ascending], part.reorder(ascending)
-                exchange.put(targets, part)
+                exchange.put(*stored_rows(stream, at, block, self.place))
                 advance(len(block.values))
+        place = self.place if path.startswith("obsp/") else None
         for rows in ahead(exchange.take()):
-            if path.startswith("obsp/") and self.order is not None:
-                moved = Slices(rows.lengths, place[rows.indices].astype(index_dtype), rows.values)
-                yield moved.sort_indices()
-            else:
-                yield rows
+            yield rows if place is None else renamed(rows, place)
+
+
+def stored_rows(stream: SparseStream, at: int, block: Slices, place: np.ndarray | None) -> tuple[np.ndarray, Slices]:
+    """Take a block of a matrix as rows in storage order.
+
+    Parameters
+    ----------
+    stream
+        The matrix.
+    at
+        The first row of the block, or the first column where the matrix is stored by columns.
+    block
+        Its slices.
+    place : ndarray of int64, shape (n_rows,), or None
+        The stored row of each source row, where they differ.
+
+    Returns
+    -------
+    tuple
+        Stored rows, ascending, and a slice for each.
+    """
+    if stream.row_major:
+        rows, part = np.arange(at, at + len(block.lengths)), block
+    else:
+        turned = block.transpose(stream.shape[0], at)
+        rows = np.flatnonzero(turned.lengths)
+        part = Slices(turned.lengths[rows], turned.indices, turned.values)
+    if place is None:
+        return rows, part
+    targets = place[rows]
+    ascending = np.argsort(targets)
+    return targets[ascending], part.reorder(ascending)
+
+
+def renamed(rows: Slices, place: np.ndarray) -> Slices:
+    """Take whole rows of a square matrix, its columns renamed as its rows are and in order."""
+    columns = place[rows.indices].astype(rows.indices.dtype)
+    return Slices(rows.lengths, columns, rows.values).sort_indices()
 
 
 class _Transposition:

@@ -114,6 +114,11 @@ class ArrayNode:
         name = self.metadata.encode_chunk_key(coords)
         return f"{self.path}/{name}"
 
+    @property
+    def has_one_object(self) -> bool:
+        """Whether one stored object holds the whole array."""
+        return math.prod(self.grid.shards_per_axis) == 1
+
     def object_keys(self) -> list[str]:
         """Return the Zarr keys of all stored objects, in C order."""
         return [self.key(i) for i in range(math.prod(self.grid.shards_per_axis))]

@@ -214,7 +214,7 @@ class Selection:
         func: Func | Sequence[Func] = "sum",
         *,
         path: str = "X",
-        client: Any = None,
+        client: Client | Literal[False] | None = None,
         block_bytes: int | str = aggregate.BLOCK_BYTES,
         memory_limit: int | str = "2GB",
     ) -> ad.AnnData:
@@ -232,7 +232,7 @@ class Selection:
             ``"X"``, or a layer: ``"layers/counts"``.
         client
             A ``dask.distributed.Client`` on whose workers to compute. None takes the active one,
-            where there is one, else this process; ``"local"`` always takes this process.
+            where there is one, else this process; False always takes this process.
         block_bytes
             Decoded bytes of a block. Three are in memory, on dask one a thread.
         memory_limit

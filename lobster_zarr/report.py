@@ -1,7 +1,7 @@
-"""What a conversion tells while it runs and when it is done.
+"""What a conversion or a verification tells while it runs and when it is done.
 
-Progress bars on a terminal, nothing elsewhere; and the report. Must not know
-how anything is converted.
+Progress bars on a terminal, nothing elsewhere; and the reports. Must not know
+how anything is converted or verified.
 """
 
 from __future__ import annotations
@@ -138,6 +138,35 @@ class ConversionReport:
         if self.replaced:
             lines.append(f"  replaced {self.replaced} at the destination")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """What a verification read and found to be right.
+
+    Parameters
+    ----------
+    uri
+        The store.
+    n_arrays, n_bytes
+        Arrays and encoded bytes that were read.
+    compared
+        Elements found equal to the source; empty without one.
+    seconds
+        Wall time.
+    """
+
+    uri: str
+    n_arrays: int
+    n_bytes: int
+    compared: tuple[str, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        against = f", {len(self.compared)} elements equal to the source" if self.compared else ""
+        return (
+            f"{self.uri} is sound: {self.n_arrays} arrays, {self.n_bytes:,} bytes read{against} ({self.seconds:.1f} s)"
+        )
 
 
 class Progress:

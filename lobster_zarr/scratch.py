@@ -29,7 +29,7 @@ from lobster_zarr.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_BLOSC = Blosc(cname="lz4", clevel=1, shuffle=Blosc.SHUFFLE)
+BLOSC = Blosc(cname="lz4", clevel=1, shuffle=Blosc.SHUFFLE)
 # Codecs run on our own threads; blosc's would only contend with them.
 
 
@@ -214,7 +214,7 @@ class Exchange:
             self._values[bucket] += span.stop - span.start
 
     def _store(self, arrays: tuple[np.ndarray, ...]) -> _Piece:
-        encoded = [_BLOSC.encode(np.ascontiguousarray(a)) for a in arrays]
+        encoded = [BLOSC.encode(np.ascontiguousarray(a)) for a in arrays]
         with self._lock:
             at = self._end
             self._end += sum(map(len, encoded))
@@ -228,7 +228,7 @@ class Exchange:
     def _load(self, piece: _Piece, start: int, stop: int) -> tuple[np.ndarray, ...]:
         """Read a piece back, and of it the slices of some major positions."""
         majors, lengths, indices, values = (
-            np.frombuffer(_BLOSC.decode(self._file.read(size, at)), dtype) for at, size, dtype in piece.spans
+            np.frombuffer(BLOSC.decode(self._file.read(size, at)), dtype) for at, size, dtype in piece.spans
         )
         lo, hi = np.searchsorted(majors, (start, stop))
         first, last = int(lengths[:lo].sum()), int(lengths[:hi].sum())
@@ -251,11 +251,19 @@ class Exchange:
                 cuts = np.linspace(edges[0], edges[1], n_parts + 1).astype(np.int64)
                 for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
                     loaded = decode_pool().map(self._load, pieces, repeat(start), repeat(stop))
-                    yield _assemble(list(loaded), start, stop)
+                    yield assemble(list(loaded), start, stop)
                 self._pieces[bucket] = []
 
 
-def _assemble(pieces: list[tuple[np.ndarray, ...]], start: int, stop: int) -> Slices:
+def assemble(pieces: list[tuple[np.ndarray, ...]], start: int, stop: int) -> Slices:
+    """Join pieces to one slice for every major position of [start, stop).
+
+    Parameters
+    ----------
+    pieces
+        Major positions, lengths, indices and values of each; within a position
+        the values keep the order of the pieces. Taken over, to be freed early.
+    """
     if not pieces:
         return Slices(np.zeros(stop - start, np.int64), np.empty(0, np.int32), np.empty(0, np.uint8))
     majors, lengths, indices, values = (np.concatenate(part) for part in zip(*pieces, strict=True))

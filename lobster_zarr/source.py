@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -57,6 +57,11 @@ class Source:
     n_bytes: int | None
     root: Any
     checksum: Callable[[], str | None] = lambda: None
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the whole of it was read, or passed, as objects."""
+        return isinstance(self.root, dict)
 
     def __contains__(self, path: str) -> bool:
         return self.get(path) is not None
@@ -151,6 +156,7 @@ def open_source(
     storage_options: Mapping[str, Any] | None = None,
     *,
     memory_limit_bytes: int,
+    checksum: bool = True,
 ) -> Iterator[Source]:
     """Open what is to be converted; metadata only.
 
@@ -164,6 +170,8 @@ def open_source(
     memory_limit_bytes
         A file from before anndata 0.7 can only be read whole; it is refused if
         that would not fit.
+    checksum
+        Whether to begin to sum up a local file, for :attr:`Source.checksum`.
 
     Raises
     ------
@@ -177,6 +185,8 @@ def open_source(
             opened = _from_anndata(source)
         elif str(source).rstrip("/").endswith(H5_SUFFIXES):
             opened = _from_h5ad(stack, source, storage_options, memory_limit_bytes)
+            if checksum and is_local(source):
+                opened = replace(opened, checksum=_checksum_of(stack, local_path(source)))
         elif isinstance(cast("object", source), str | os.PathLike):
             opened = _from_zarr(source, storage_options)
         else:
@@ -227,11 +237,11 @@ def _from_h5ad(
         raise UnsupportedError(msg)
     legacy = isinstance(file.get("obs"), h5py.Dataset) or "raw.X" in file
     if legacy and is_local(source):
-        return _from_legacy(stack, local_path(source), n_bytes, limit)
+        return _from_legacy(local_path(source), n_bytes, limit)
     if legacy:
         msg = f"{name} was written before anndata 0.7; download it, or re-save it with a current anndata."
         raise UnsupportedError(msg)
-    return Source(name, n_bytes, file, _checksum_of(stack, local_path(source)) if is_local(source) else lambda: None)
+    return Source(name, n_bytes, file)
 
 
 def _checksum_of(stack: ExitStack, path: Path) -> Callable[[], str]:
@@ -251,7 +261,7 @@ def _checksum_of(stack: ExitStack, path: Path) -> Callable[[], str]:
     return thread.submit(work).result
 
 
-def _from_legacy(stack: ExitStack, path: Path, n_bytes: int, limit: int) -> Source:
+def _from_legacy(path: Path, n_bytes: int, limit: int) -> Source:
     if n_bytes * LEGACY_EXPANSION > limit:
         msg = (
             f"{path} was written before anndata 0.7 and can only be read whole, about "
@@ -261,7 +271,7 @@ def _from_legacy(stack: ExitStack, path: Path, n_bytes: int, limit: int) -> Sour
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = _from_anndata(ad.read_h5ad(path))
-    return Source(str(path), n_bytes, loaded.root, _checksum_of(stack, path))
+    return Source(str(path), n_bytes, loaded.root)
 
 
 def _from_zarr(source: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Source:

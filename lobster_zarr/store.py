@@ -18,7 +18,7 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store
 from zarr.storage import ObjectStore, ZipStore
 
 from lobster_zarr import errors
-from lobster_zarr.agent import borrow, lend
+from lobster_zarr.address import Address
 from lobster_zarr.location import Access, Location, check_key, display_uri, is_local, local_path
 from lobster_zarr.loop import run
 from lobster_zarr.rawfile import open_file
@@ -165,20 +165,20 @@ class UriStore(ObjectStore[Any]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
 
+    @property
+    def address(self) -> Address:
+        """Where it is, as may be told to another process."""
+        return Address.from_parts(self._where, self._access)
+
     def __getstate__(self) -> dict[str, Any]:
-        uri = str(Path(self._where.root).absolute()) if self._where.scheme == "file" else str(self)
-        secret = self._access.secrets() | ({"uri": self._where.url} if self._where.is_secret else {})
-        lent = lend(secret) if secret else ""
-        return {"uri": uri, "options": self._access.public(), "read_only": self.read_only, "lent": lent}
+        return {"read_only": self.read_only, **vars(self.address)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        options, secret = dict(state["options"]), borrow(state["lent"])
-        uri = secret.pop("uri", state["uri"])
-        client = {"client_kwargs": {"verify": options.pop("verify")}}
+        uri, options = Address(state["uri"], state["options"], state["lent"]).borrow()
         try:
-            store = UriStore(uri, options | client | secret, read_only=state["read_only"])
+            store = UriStore(uri, options, read_only=state["read_only"])
         except errors.CredentialsError as error:
-            if secret or not state["lent"]:
+            if not state["lent"] or "secret" in options:
                 raise
             raise errors.CredentialsError(
                 f"{error} What was passed in storage_options is lent by the process that it was passed to, as long "

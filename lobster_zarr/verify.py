@@ -7,71 +7,49 @@ compared as AnnData encodes it, bit by bit.
 
 from __future__ import annotations
 
+import math
 import time
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import zarr
 
+from lobster_zarr.address import Address
 from lobster_zarr.audit import differences
+from lobster_zarr.cluster import crew_for
 from lobster_zarr.dataset import Dataset
 from lobster_zarr.dataset import open as open_dataset
 from lobster_zarr.dense import read_array
 from lobster_zarr.errors import VerificationError
-from lobster_zarr.grid import Runs
+from lobster_zarr.fingerprint import checked_band, source_part, stored_band, stored_slices
 from lobster_zarr.layout import COMPANION, SOURCE_ORDER, follows_obs
 from lobster_zarr.node import FIRST
-from lobster_zarr.report import Progress
-from lobster_zarr.scratch import Slices, balanced_bounds
+from lobster_zarr.report import Progress, VerificationReport
+from lobster_zarr.scratch import balanced_bounds
 from lobster_zarr.source import Source, open_source
 from lobster_zarr.stage import stage
-from lobster_zarr.store import run
-from lobster_zarr.stream import DenseStream, SparseStream
+from lobster_zarr.store import UriStore, run
+from lobster_zarr.stream import DenseStream
+from lobster_zarr.tasks import on_source, on_store
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import anndata as ad
+    from distributed import Client
 
+    from lobster_zarr.cluster import Crew
+    from lobster_zarr.fingerprint import Columns, Prints, Span
     from lobster_zarr.node import ArrayNode
+    from lobster_zarr.stream import Stream
 
 BLOCK_VALUES = 4 << 20
 Staged = zarr.Group | zarr.Array[Any]
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-_MIX2 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX3 = np.uint64(0x94D049BB133111EB)
-
-
-@dataclass(frozen=True)
-class VerificationReport:
-    """What a verification read and found to be right.
-
-    Parameters
-    ----------
-    uri
-        The store.
-    n_arrays, n_bytes
-        Arrays and encoded bytes that were read.
-    compared
-        Elements found equal to the source; empty without one.
-    seconds
-        Wall time.
-    """
-
-    uri: str
-    n_arrays: int
-    n_bytes: int
-    compared: tuple[str, ...]
-    seconds: float
-
-    def __str__(self) -> str:
-        against = f", {len(self.compared)} elements equal to the source" if self.compared else ""
-        return (
-            f"{self.uri} is sound: {self.n_arrays} arrays, {self.n_bytes:,} bytes read{against} ({self.seconds:.1f} s)"
-        )
 
 
 def verify(
@@ -80,6 +58,7 @@ def verify(
     *,
     storage_options: Mapping[str, Any] | None = None,
     progress: bool = True,
+    client: Client | Literal[False] | None = None,
 ) -> VerificationReport:
     """Read every chunk of a store and check it, and compare it with its source.
 
@@ -94,6 +73,10 @@ def verify(
         As for :func:`lobster_zarr.open`.
     progress
         Show progress bars when on a terminal.
+    client
+        A ``distributed.Client``: the workers of its cluster read the large arrays.
+        None takes the active client, where there is one and workers can reach the
+        store; False takes none.
 
     Raises
     ------
@@ -101,19 +84,35 @@ def verify(
         Something does not fit, or differs: the message names the element and the row.
     ChunkDecodeError
         A chunk is damaged or missing.
+    InvalidArgumentError
+        `client` was passed, and its workers cannot reach the store (``memory://``).
     """
     started = time.perf_counter()
     noted = uri if isinstance(uri, Dataset) else open_dataset(uri, storage_options)
     data = noted.without_notes()
-    check = Verification(data, Progress(enabled=progress))
-    check.store()
-    check.notes(noted)
-    if against is not None:
-        with open_source(against, storage_options, memory_limit_bytes=1 << 62) as source:
+    with ExitStack() as stack:
+        source = None
+        if against is not None:
+            opening = open_source(against, storage_options, memory_limit_bytes=1 << 62, checksum=False)
+            source = stack.enter_context(opening)
+        crew = _crew(client, data, None if source is None or source.is_in_memory else against, storage_options)
+        stack.enter_context(crew or nullcontext())
+        check = Verification(data, Progress(enabled=progress), crew)
+        check.store()
+        check.notes(noted)
+        if source is not None:
             check.source(source)
-    return VerificationReport(
-        data.uri, len(check.read), data.stats.n_bytes, tuple(check.compared), time.perf_counter() - started
-    )
+    n_bytes = data.stats.n_bytes + check.n_bytes
+    return VerificationReport(data.uri, len(check.read), n_bytes, tuple(check.compared), time.perf_counter() - started)
+
+
+def _crew(
+    client: Client | Literal[False] | None, data: Dataset, against: Any, storage_options: Mapping[str, Any] | None
+) -> Crew | None:
+    store = data.fetcher.store
+    address = store.address if isinstance(store, UriStore) else Address.of(data.uri)
+    source = None if against is None else Address.of(against, storage_options)
+    return crew_for(client, address, source if source and source.is_shared else None)
 
 
 @dataclass(eq=False)
@@ -122,6 +121,9 @@ class Verification:
 
     data: Dataset
     progress: Progress
+    crew: Crew | None = None
+    n_bytes: int = 0
+    """Read by the crew."""
     read: set[str] = field(default_factory=set)
     compared: list[str] = field(default_factory=list)
     prints: dict[str, np.ndarray] = field(default_factory=dict)
@@ -159,14 +161,13 @@ class Verification:
     def _array(self, node: ArrayNode) -> None:
         """Read every chunk, a band of rows at a time."""
         self.read.add(node.path)
-        if not node.shape:
+        if not node.shape or node.path not in self.data.tree:
             run(read_array(self.data.fetcher, node))
             return
-        width = max(int(np.prod(node.shape[1:])), 1)
-        step = max(BLOCK_VALUES // width, node.grid.chunk[0])
-        for at in range(0, node.shape[0], step):
-            stop = min(at + step, node.shape[0])
-            run(read_array(self.data.fetcher, node, Runs(np.asarray([at]), np.asarray([stop]))))
+        for _ in self._stored(
+            checked_band, math.prod(node.shape), node.path, self._bands(node.shape, node.grid.chunk[0])
+        ):
+            pass
 
     def _sparse(self, path: str) -> None:
         self.prints[path] = self._sparse_prints(path)
@@ -184,23 +185,54 @@ class Verification:
         if reader.indices.shape != reader.values.shape:
             self._fail(f"'{path}/data' has {reader.nnz:,} values, '{path}/indices' {reader.indices.shape[0]:,}.")
         self.read |= {f"{path}/{n}" for n in ("data", "indices", "indptr")}
-        n_minor = reader.shape[1] if reader.row_major else reader.shape[0]
+        spans = self._spans(np.diff(indptr))
         prints = np.zeros(reader.shape[0], np.uint64)
-        bounds = balanced_bounds(np.diff(indptr), BLOCK_VALUES)
         with self.progress.phase(f"reading {path}", reader.nnz) as advance:
-            for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-                part = run(reader.read(Runs(np.asarray([start]), np.asarray([stop]))))
-                if len(part.indices) and not (part.indices.min() >= 0 and part.indices.max() < n_minor):
-                    self._fail(
-                        f"'{path}/indices' holds positions outside [0, {n_minor:,}) in slices {start:,} to {stop:,}."
-                    )
-                if not reader.row_major:
-                    chunk = reader.indices.grid.chunk[0]
-                    self.first.setdefault(path, []).append(part.indices[-int(indptr[start]) % chunk :: chunk])
-                _add_prints(
-                    prints, start, Slices(np.diff(part.indptr), part.indices, part.values), row_major=reader.row_major
-                )
-                advance(len(part.values))
+            for part in self._stored(stored_slices, reader.nnz, path, spans):
+                part.add_to(prints)
+                if part.first is not None:
+                    self.first.setdefault(path, []).append(part.first)
+                advance(part.n_values)
+        return prints
+
+    def _step(self, n_values: int) -> int:
+        """Values that are read at once."""
+        return BLOCK_VALUES if self.crew is None else min(self.crew.share(n_values), BLOCK_VALUES)
+
+    def _spans(self, lengths: np.ndarray) -> list[Span]:
+        return list(pairwise(balanced_bounds(lengths, self._step(int(lengths.sum()))).tolist()))
+
+    def _bands(self, shape: tuple[int, ...], chunk_rows: int = 1) -> list[Span]:
+        """Rows of a dense array, of whole chunks, about a step at a time."""
+        width = max(math.prod(shape[1:]), 1)
+        rows = max(self._step(math.prod(shape)) // width // chunk_rows, 1) * chunk_rows
+        return [(at, min(at + rows, shape[0])) for at in range(0, shape[0], rows)]
+
+    def _stored[T](
+        self, read: Callable[..., T], n_values: int, path: str, spans: list[Span], *more: Any
+    ) -> Iterator[T]:
+        """Read parts of an array or matrix of the store, in order."""
+        if self.crew is None or not self.crew.pays_for(n_values):
+            yield from (read(self.data, path, span, *more) for span in spans)
+            return
+        futures = [self.crew.submit(on_store, read, path, span, *more) for span in spans]
+        for _, (part, n_bytes) in self.crew.results(futures, ordered=True):
+            self.n_bytes += n_bytes
+            yield part
+
+    def _source(self, path: str, stream: Stream) -> np.ndarray:
+        """Fingerprints of the rows of a matrix of the source."""
+        if isinstance(stream, DenseStream):
+            n_values, spans = math.prod(stream.shape), self._bands(stream.shape)
+        else:
+            n_values, spans = stream.nnz, self._spans(np.diff(stream.indptr))
+        prints = np.zeros(stream.shape[0], np.uint64)
+        parts: Iterator[Prints] = (source_part(stream, span) for span in spans)
+        if self.crew is not None and self.crew.job.source is not None and self.crew.pays_for(n_values):
+            futures = [self.crew.submit(on_source, source_part, path, span) for span in spans]
+            parts = (part for _, part in self.crew.results(futures, ordered=True))
+        for part in parts:
+            part.add_to(prints)
         return prints
 
     def _tables(self) -> None:
@@ -300,19 +332,17 @@ class Verification:
         rows = unequal if order is None or path.endswith("/categories") else order[unequal]
         return f"{path!r} at position {int(rows[0])}" if len(rows) else None
 
-    def _matrix(self, source: Source, path: str, stream: SparseStream | DenseStream, order: np.ndarray | None) -> None:
+    def _matrix(self, source: Source, path: str, stream: Stream, order: np.ndarray | None) -> None:
         tree = self.data.tree
         stored = tree.array(f"{path}/data" if self.data.reader.is_sparse(path) else path)
         dtype = stream.dtype if isinstance(stream, DenseStream) else np.dtype(stream.values.dtype).newbyteorder("=")
         shape = stored.shape if not self.data.reader.is_sparse(path) else self.data.reader.sparse(path).shape
         if shape != stream.shape or stored.dtype != dtype:
             self._fail(f"{path!r} is {stored.dtype} {shape}, in the source {dtype} {stream.shape}.")
-        columns = order if path.startswith("obsp/") else None
-        expected = _source_prints(stream)
-        if isinstance(stream, DenseStream):
-            self.prints[path] = _dense_prints(self._bands(stored), stored.shape[0], columns)
-        elif columns is not None:
-            self.prints[path] = self._relabelled(path, columns)
+        expected = self._source(path, stream)
+        columns: Columns = "source" if path.startswith("obsp/") and order is not None else "stored"
+        if isinstance(stream, DenseStream) or columns == "source":
+            self.prints[path] = self._sums(path, stream.shape, columns)
         expected = expected if order is None else expected[order]
         different = np.flatnonzero(self.prints[path] != expected)
         if len(different):
@@ -320,65 +350,23 @@ class Verification:
             name = source.frame("obs").index[row]
             self._fail(f"{path!r} differs from the source in {len(different):,} rows, first in row {row} ({name!r}).")
 
-    def _bands(self, node: ArrayNode) -> Iterator[np.ndarray]:
-        width = max(int(np.prod(node.shape[1:])), 1)
-        step = max(BLOCK_VALUES // width, node.grid.chunk[0])
-        for at in range(0, node.shape[0], step):
-            stop = min(at + step, node.shape[0])
-            yield run(read_array(self.data.fetcher, node, Runs(np.asarray([at]), np.asarray([stop]))))
-
-    def _relabelled(self, path: str, order: np.ndarray) -> np.ndarray:
-        """Fingerprints of a square matrix with its columns named as in the source."""
-        reader = self.data.reader.sparse(path)
-        part = run(reader.read())
-        prints = np.zeros(reader.shape[0], np.uint64)
-        _add_prints(prints, 0, Slices(np.diff(part.indptr), order[part.indices], part.values), row_major=True)
+    def _sums(self, path: str, shape: tuple[int, ...], columns: Columns) -> np.ndarray:
+        """Fingerprints of the rows of a matrix of the store."""
+        prints = np.zeros(shape[0], np.uint64)
+        if self.data.reader.is_sparse(path):
+            reader = self.data.reader.sparse(path)
+            parts = self._stored(stored_slices, reader.nnz, path, self._spans(np.diff(run(reader.indptr()))), columns)
+        else:
+            parts = self._stored(
+                stored_band,
+                math.prod(shape),
+                path,
+                self._bands(shape, self.data.tree.array(path).grid.chunk[0]),
+                columns,
+            )
+        for part in parts:
+            part.add_to(prints)
         return prints
-
-
-def _bits(values: np.ndarray) -> np.ndarray:
-    """Return the bits of each value as uint64; a complex value's halves are folded."""
-    if values.dtype.kind == "c":
-        halves = np.ascontiguousarray(values).view(f"f{values.dtype.itemsize // 2}").reshape(*values.shape, 2)
-        folded: np.ndarray = _bits(halves[..., 0]) * _MIX2 + _bits(halves[..., 1])
-        return folded
-    bits: np.ndarray = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}").astype(np.uint64)
-    return bits
-
-
-def _mix(columns: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Mix a position and a value to 64 bits (the finaliser of splitmix64)."""
-    z: np.ndarray = (columns.astype(np.uint64) + np.uint64(1)) * _MIX + _bits(values) * _MIX2
-    for shift, factor in ((30, _MIX2), (27, _MIX3)):
-        z = np.bitwise_xor(z, np.right_shift(z, np.uint64(shift))) * factor
-    mixed: np.ndarray = np.bitwise_xor(z, np.right_shift(z, np.uint64(31)))
-    return mixed
-
-
-def _add_prints(prints: np.ndarray, start: int, slices: Slices, *, row_major: bool) -> None:
-    """Add what a block of major slices, from `start` on, says of its rows."""
-    majors = np.repeat(np.arange(start, start + len(slices.lengths)), slices.lengths)
-    rows, columns = (majors, slices.indices) if row_major else (slices.indices, majors)
-    np.add.at(prints, rows, _mix(columns, slices.values))
-
-
-def _source_prints(stream: SparseStream | DenseStream) -> np.ndarray:
-    if isinstance(stream, DenseStream):
-        return _dense_prints((rows for _, rows in stream.blocks(BLOCK_VALUES)), stream.shape[0], None)
-    prints = np.zeros(stream.shape[0], np.uint64)
-    for at, lengths, indices, values in stream.blocks(BLOCK_VALUES):
-        _add_prints(prints, at, Slices(lengths, indices, values), row_major=stream.row_major)
-    return prints
-
-
-def _dense_prints(blocks: Iterator[np.ndarray], n_rows: int, columns: np.ndarray | None) -> np.ndarray:
-    prints, at = np.zeros(n_rows, np.uint64), 0
-    for block in blocks:
-        flat = block.reshape(len(block), -1)
-        names = np.arange(flat.shape[1]) if columns is None else columns
-        prints[at : at + len(flat)] = _mix(np.broadcast_to(names, flat.shape), flat).sum(axis=1, dtype=np.uint64)
-        at += len(flat)
-    return prints
 
 
 def _comparable(values: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +39,25 @@ BATCH_BYTES = 1 << 20
 PENDING_BYTES = 32 << 20
 """Decoded bytes that one array may have waiting for the codecs: enough to keep all cores
 busy while the caller regroups its next block."""
+
+
+@dataclass(frozen=True, eq=False)
+class WrittenShard:
+    """What is to be known of a shard that another process has written.
+
+    Parameters
+    ----------
+    n_bytes
+        Its size.
+    chunk_sizes : ndarray of uint32
+        Encoded bytes of its chunks.
+    payload
+        The shard itself, where it is the only one and small enough to be noted.
+    """
+
+    n_bytes: int
+    chunk_sizes: np.ndarray
+    payload: bytes | None
 
 
 class ArrayWriter:
@@ -75,6 +96,14 @@ class ArrayWriter:
         self._tail_rows += len(rows)
         if self._tail_rows >= self._batch * self.node.grid.chunk[0]:
             self._cut(self._tail_rows - self._tail_rows % self.node.grid.chunk[0])
+
+    def adopt(self, shard: WrittenShard) -> None:
+        """Count the next shard, which another process has written: instead of `append`."""
+        self.chunk_sizes += shard.chunk_sizes.tolist()
+        self.stored_bytes += shard.n_bytes
+        self.commit.adopt(shard.n_bytes)
+        if shard.payload is not None:
+            self.commit.note_object(self.node.path, shard.payload)
 
     def close(self) -> None:
         """Write what is left."""
@@ -125,7 +154,7 @@ class ArrayWriter:
 
     def _put(self, shard_id: int, payload: bytes) -> None:
         self.stored_bytes += len(payload)
-        if math.prod(self.node.grid.shards_per_axis) == 1:
+        if self.node.has_one_object:
             self.commit.note_object(self.node.path, payload)
         self.commit.put(self.node.key(shard_id), payload)
 
@@ -194,12 +223,12 @@ class SparseWriter:
         profile: CodecProfile,
     ) -> None:
         self.commit, self.path, self.profile = commit, path, profile
-        self.nnz, self.index_dtype = nnz, index_dtype
+        self.nnz, self.dtype, self.index_dtype = nnz, dtype, index_dtype
         attributes = {"encoding-type": "array", "encoding-version": "0.2.0"}
-        grid = sparse_grid(nnz, chunk)
+        self.grid = sparse_grid(nnz, chunk)
 
         def writer(name: str, kind: np.dtype[Any]) -> ArrayWriter:
-            node = new_array(f"{path}/{name}", (nnz,), kind, grid=grid, profile=profile, attributes=attributes)
+            node = new_array(f"{path}/{name}", (nnz,), kind, grid=self.grid, profile=profile, attributes=attributes)
             return ArrayWriter(commit, node)
 
         encoding = "csr_matrix" if row_major else "csc_matrix"
@@ -216,6 +245,13 @@ class SparseWriter:
         self._done += len(indices)
         self._indices.append(indices.astype(self.index_dtype, copy=False))
         self._values.append(values)
+
+    def adopt(self, values: WrittenShard, indices: WrittenShard, first: np.ndarray) -> None:
+        """Count the next shard of both arrays, and the first index of each of its chunks."""
+        self._values.adopt(values)
+        self._indices.adopt(indices)
+        if self._first:
+            self._first.append(first)
 
     def close(self, tail: np.ndarray | None = None) -> dict[str, int]:
         """Write what is left, and `tail` at the end of ``INDEX``. Returns the encoded bytes by array path."""
@@ -272,7 +308,7 @@ def write_staged(
     if isinstance(staged, zarr.Group):
         commit.group(path, staged.attrs.asdict())
         sizes: dict[str, int] = {}
-        for name, member in staged.members():
+        for name, member in sorted(staged.members(), key=itemgetter(0)):  # a memory store has no order of its own
             sizes |= write_staged(commit, f"{path}/{name}", member, profile)
         return sizes
     size = write_array(

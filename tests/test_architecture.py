@@ -29,6 +29,7 @@ RINGS: dict[int, set[str]] = {
     3: {"plan"},  # pure planning
     4: {
         "agent",
+        "address",
         "location",
         "refusal",
         "loop",
@@ -66,9 +67,10 @@ RINGS: dict[int, set[str]] = {
         "assemble",
         "recipe",
         "moments",
-        "cluster",
+        "reduction",
         "aggregate",
         "xarrays",
+        "fingerprint",
     }  # what a caller holds
     | {
         "convert",
@@ -79,7 +81,8 @@ RINGS: dict[int, set[str]] = {
         "stage",
         "write",
         "commit",
-    },  # and the rooms of a conversion
+    }
+    | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
     7: {"__init__", "__main__", "cli", "display", "demo", "backends", "bucket", "lobster"},  # edges
 }
 RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules}

@@ -235,6 +235,16 @@ def python(code: str, *arguments: object, **environment: str) -> subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=120, env=environment)
 
 
+def test_every_process_writes_the_same_bytes(tmp_path: Path) -> None:
+    source, stores = tmp_path / "a.h5ad", [tmp_path / "1.zarr", tmp_path / "2.zarr"]
+    cells().write_h5ad(source, convert_strings_to_categoricals=False)
+    for seed, store in enumerate(stores):
+        code = "import sys, lobster_zarr as lz; lz.convert(sys.argv[1], sys.argv[2], progress=False)"
+        assert python(code, source, store, PYTHONHASHSEED=str(seed)).returncode == 0
+    first, second = ({p.relative_to(s): p.read_bytes() for p in s.rglob("*") if p.is_file()} for s in stores)
+    assert first == second
+
+
 def big_csc_h5ad(path: Path, n_values: int) -> None:
     """Write an H5AD whose X, by columns, holds this many values (8 bytes each)."""
     n_vars = 1000

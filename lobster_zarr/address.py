@@ -1,0 +1,61 @@
+"""Where something lies and how to get at it, in a form that may travel: in a pickle, a task, a log.
+
+Secrets stay behind: :mod:`lobster_zarr.agent` lends them to this user's processes
+on this machine, and other machines use credentials of their own. Must not open
+anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from lobster_zarr.agent import borrow, lend
+from lobster_zarr.location import Access, Location
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Address:
+    """A URI and its options, without secrets.
+
+    Parameters
+    ----------
+    uri
+        Without user and query; a local path is absolute.
+    options
+        The options that may be shown.
+    lent
+        Reference under which the secret ones can be borrowed; empty where there are none.
+    """
+
+    uri: str
+    options: Mapping[str, Any]
+    lent: str
+
+    @classmethod
+    def of(cls, uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Self:
+        """Take the address of what a caller named, and lend the secrets that were passed."""
+        return cls.from_parts(Location.of(uri), Access.of(storage_options))
+
+    @classmethod
+    def from_parts(cls, where: Location, access: Access) -> Self:
+        """As `of`, from what was parsed already."""
+        uri = str(Path(where.root).absolute()) if where.scheme == "file" else str(where)
+        secret = access.secrets() | ({"uri": where.url} if where.is_secret else {})
+        return cls(uri, access.public(), lend(secret) if secret else "")
+
+    def borrow(self) -> tuple[str, dict[str, Any]]:
+        """Return the URI and `storage_options` to open with, secrets included where they can be borrowed."""
+        options, secret = dict(self.options), borrow(self.lent)
+        uri = secret.pop("uri", self.uri)
+        return uri, options | {"client_kwargs": {"verify": options.pop("verify")}} | secret
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether another process can reach it at all."""
+        return Location.of(self.uri).scheme != "memory"
