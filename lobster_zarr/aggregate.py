@@ -16,7 +16,7 @@ import pandas as pd
 
 from lobster_zarr.assemble import assemble
 from lobster_zarr.blocks import Weights
-from lobster_zarr.cluster import find_client
+from lobster_zarr.client import client_for
 from lobster_zarr.errors import BudgetError, InvalidArgumentError, NotFoundError, UnsupportedError, did_you_mean
 from lobster_zarr.fetch import together
 from lobster_zarr.moments import NEEDS, Func, Kept, Moments, summed_dtype
@@ -182,7 +182,7 @@ def aggregate(
     """Aggregate the cells of a selection: see :meth:`lobster_zarr.Selection.aggregate`."""
     _check(reading, question)
     target, limit = parse_size(block_bytes, "block_bytes"), parse_size(memory_limit, "memory_limit")
-    cluster = find_client(client)
+    cluster = client_for(client, reading.reader.fetcher.store)
     recipe = Recipe(reading, "storage")
     (groups, codes), var = reading.run(_tables(recipe, question))
     dtype = _dtype(reading, question.path)

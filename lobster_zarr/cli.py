@@ -21,6 +21,8 @@ from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError, StorageE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import anndata as ad
+
     from lobster_zarr.query import Selection
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's, of which newer versions of typer hold a copy
@@ -80,7 +82,7 @@ def _cluster(scheduler: str | None) -> Iterator[Any]:
         return
     from distributed import Client
 
-    from lobster_zarr.cluster import check_scheduler
+    from lobster_zarr.client import check_scheduler
 
     check_scheduler(scheduler)
     with Client(scheduler, set_as_default=False) as client:  # type: ignore[no-untyped-call]
@@ -152,6 +154,7 @@ def query(
     explain: Annotated[bool, typer.Option("--explain", help="Tell what it would cost, and fetch nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     endpoint_url: Endpoint = None,
+    scheduler: Scheduler = None,
     as_json: AsJson = False,
 ) -> None:
     """Fetch the cells that match, and nothing else."""
@@ -173,7 +176,7 @@ def query(
     if out is None:
         told["n_obs"] = selection.count()
     else:
-        told |= {"n_obs": _save(selection, out, overwrite=overwrite), "out": str(out)}
+        told |= {"n_obs": _save(selection, out, scheduler, overwrite=overwrite), "out": str(out)}
     told |= {"requests": data.stats.n_requests, "bytes": data.stats.n_bytes}
     if as_json:
         typer.echo(json.dumps(told))
@@ -219,17 +222,21 @@ def _part(out: Path) -> Iterator[Path]:
             part.unlink()
 
 
-def _save(selection: Selection, out: Path, *, overwrite: bool) -> int:
+def _save(selection: Selection, out: Path, scheduler: str | None, *, overwrite: bool) -> int:
     """Write a selection by suffix. Returns its cells."""
     import lobster_zarr as lz
 
+    def read() -> ad.AnnData:
+        with _cluster(scheduler) as client:
+            return selection.to_memory(client=client)
+
     if out.suffix == ".zarr":
-        result = selection.to_memory()
-        lz.convert(result, out, overwrite=overwrite)
-        return int(result.n_obs)
+        adata = read()
+        lz.convert(adata, out, overwrite=overwrite, client=False)
+        return int(adata.n_obs)
     with _part(out) as part:
         if out.suffix == ".h5ad":
-            result = selection.to_memory()
+            result: Any = read()
             result.write_h5ad(part, convert_strings_to_categoricals=False)
         else:
             result = selection.to_table()

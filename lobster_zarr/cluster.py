@@ -5,13 +5,12 @@ Knows dask's client. Must not know what the tasks do.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import sys
 import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
+from lobster_zarr.client import OUT_OF_REACH, find_client
 from lobster_zarr.errors import InvalidArgumentError, NetworkError, StorageError
 from lobster_zarr.grid import cdiv
 from lobster_zarr.workplace import Job, end
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from lobster_zarr.address import Address
 
-CONNECT_SECONDS = 10
 MIN_VALUES = 1 << 20
 """The client itself deals with what is smaller."""
 MIN_TASK_VALUES = 1 << 18
@@ -32,64 +30,6 @@ TASKS_PER_THREAD = 8
 """So that the last tasks leave no thread waiting for long."""
 MEMORY_SHARE = 0.6
 """Of what dask allows a worker: from there on it spills, later it pauses."""
-
-
-def find_client(client: Client | Literal[False] | None) -> Client | None:
-    """Return the client that was passed, or the active one, or None where the work is done here.
-
-    Parameters
-    ----------
-    client
-        False for none. None for the active one, if there is one; within a task
-        of a cluster there is none, because a task that waits for tasks may wait for ever.
-
-    Raises
-    ------
-    InvalidArgumentError
-        It is not a client, or one of coroutines.
-    """
-    if client is False or (client is None and "distributed" not in sys.modules):
-        return None
-    import distributed
-
-    if client is None:
-        with suppress(ValueError):
-            distributed.get_worker()
-            return None
-        with suppress(ValueError):
-            found: Client = distributed.client.default_client()  # type: ignore[no-untyped-call]
-            return found if found.status == "running" and not found.asynchronous else None
-        return None
-    if not isinstance(cast("object", client), distributed.Client) or client.asynchronous:
-        msg = f"client is {client!r}; expected a distributed.Client that is not asynchronous, None or False."
-        raise InvalidArgumentError(msg)
-    return client
-
-
-def check_scheduler(address: str) -> None:
-    """Refuse an address where no scheduler answers; a Client would do so later, and go on trying at its end.
-
-    Raises
-    ------
-    NetworkError
-        Nothing answers, or nothing could.
-    """
-    from distributed.comm import core
-    from distributed.security import Security
-
-    async def greet() -> None:
-        own = Security().get_connection_args("client")  # type: ignore[no-untyped-call]
-        comm: Any = await core.connect(address, timeout=CONNECT_SECONDS, **own)  # type: ignore[no-untyped-call]
-        await comm.close()
-
-    try:
-        asyncio.run(greet())
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        msg = (
-            f"no dask scheduler answers at {address!r} within {CONNECT_SECONDS} s; expected an address such as "
-            "tcp://10.0.0.1:8786. Check it, and that the cluster runs."
-        )
-        raise NetworkError(msg) from error
 
 
 def crew_for(client: Client | Literal[False] | None, store: Address | None, source: Address | None) -> Crew | None:
@@ -116,11 +56,7 @@ def crew_for(client: Client | Literal[False] | None, store: Address | None, sour
         return Crew(found, store, source)
     if client is None:
         return None
-    msg = (
-        "client was passed, but workers cannot reach what is in the memory of this process; expected URIs or paths "
-        "that they share. Write an AnnData to an .h5ad and pass its path, or leave out client."
-    )
-    raise InvalidArgumentError(msg)
+    raise InvalidArgumentError(OUT_OF_REACH)
 
 
 class Crew:

@@ -20,36 +20,51 @@ from lobster_zarr.lazytable import lazy_table
 if TYPE_CHECKING:
     from distributed import Client
 
-    from lobster_zarr.projection import Part
+    from lobster_zarr.projection import Axis, Part
     from lobster_zarr.reading import Reading
 
 
 def lazy_anndata(reading: Reading, sparse_format: SparseFormat, block_bytes: int) -> ad.AnnData:
     """Make the lazy AnnData of a selection. Reads its names, what a plan needs, and what cannot be lazy."""
     rows, columns = reading.run(reading.settled_axes())
-    arrays, rest = _lazy_arrays(reading, sparse_format, block_bytes)
+    lazy, rest = _split(reading, rows, columns)
     (obs, no_obs), (var, no_var), results = reading.run(_read(reading, rest))
+    for part in lazy:
+        results[part.path] = LazyMatrix(Matrix.of(reading, part, sparse_format, block_bytes))
     return assemble(
         lazy_table(reading, "obs", (obs.index, no_obs), rows, reading.projection.obs_columns),
         lazy_table(reading, "var", (var.index, no_var), columns, reading.projection.var_columns),
-        results | arrays,
+        results,
         sliced=False,
     )
 
 
 def read_on(client: Client, reading: Reading, block_bytes: int) -> ad.AnnData:
-    """Read a selection with the matrices read by the workers of a cluster, block by block."""
+    """Read a selection with the matrices read by the workers of a cluster, block by block in the order of storage."""
+    cluster: Any = client  # dask has no types
+    rows, columns = reading.run(reading.settled_axes())
+    lazy, rest = _split(reading, rows, columns)
     sparse_format: SparseFormat = "array" if ad.settings.use_sparse_array_on_read else "matrix"
-    arrays, rest = _lazy_arrays(reading, sparse_format, block_bytes)
-    cluster: Any = client
-    futures = cluster.compute(list(arrays.values()))
+    arrays = [LazyMatrix(Matrix.of(reading, part.as_stored(), sparse_format, block_bytes)) for part in lazy]
+    futures = [cluster.compute(array.to_delayed().ravel().tolist()) for array in arrays]  # type: ignore[no-untyped-call]
     try:
         obs, var, values = reading.run(_tables(reading, rest))
         results = dict(zip((part.path for part in rest), values, strict=True))
-        results |= dict(zip(arrays, cluster.gather(futures), strict=True))
+        for part, array, blocks in zip(lazy, arrays, futures, strict=True):
+            results[part.path] = part.arranged(array.join(cluster.gather(blocks)))
     finally:
-        cluster.cancel(futures)
+        cluster.cancel([block for blocks in futures for block in blocks])
     return assemble(obs, var, results, sliced=reading.is_sliced)
+
+
+def _split(reading: Reading, rows: Axis, columns: Axis) -> tuple[list[Part], list[Part]]:
+    """Tell the matrices of a selection from what cannot be lazy."""
+    lazy: list[Part] = []
+    rest: list[Part] = []
+    for part in reading.parts(rows, columns):
+        can_be = not part.whole or (part.path[:5] in {"varm/", "varp/"} and reading.reader.is_matrix(part.path))
+        (lazy if can_be else rest).append(part)
+    return lazy, rest
 
 
 async def _tables(reading: Reading, rest: list[Part]) -> tuple[pd.DataFrame, pd.DataFrame, list[Any]]:
@@ -61,22 +76,6 @@ async def _tables(reading: Reading, rest: list[Part]) -> tuple[pd.DataFrame, pd.
         *map(reading.element, rest),
     )
     return rows.arrange(obs), columns.arrange(var), values
-
-
-def _lazy_arrays(
-    reading: Reading, sparse_format: SparseFormat, block_bytes: int
-) -> tuple[dict[str, LazyMatrix], list[Part]]:
-    """Make the matrices of a selection, by path; and return what cannot be lazy."""
-    rows, columns = reading.run(reading.settled_axes())
-    lazy, rest = {}, []
-    for part in reading.parts(rows, columns):
-        of_genes = part.path.startswith(("varm/", "varp/"))
-        if part.whole and not (of_genes and reading.reader.is_matrix(part.path)):
-            rest.append(part)
-            continue
-        matrix = Matrix(reading, part.path, part.rows or rows, part.columns, of_genes, sparse_format, block_bytes)
-        lazy[part.path] = LazyMatrix(matrix)
-    return lazy, rest
 
 
 type _Frames = tuple[pd.DataFrame, pd.DataFrame]

@@ -28,6 +28,7 @@ from lobster_zarr.store import run
 
 if TYPE_CHECKING:
     from lobster_zarr.element import StoreReader
+    from lobster_zarr.projection import Part
     from lobster_zarr.reading import Reading
 
 type SparseFormat = Literal["matrix", "array"]
@@ -63,6 +64,13 @@ class Matrix:
     of_genes: bool
     sparse_format: SparseFormat
     block_bytes: int
+
+    @classmethod
+    def of(cls, reading: Reading, part: Part, sparse_format: SparseFormat, block_bytes: int) -> Matrix:
+        """Take a matrix of a selection whose rows are settled."""
+        of_genes = part.path.startswith(("varm/", "varp/"))
+        rows = part.rows or Axis(None, None)
+        return cls(reading, part.path, rows, part.columns, of_genes, sparse_format, block_bytes)
 
     @property
     def reader(self) -> StoreReader:
@@ -160,6 +168,14 @@ class LazyMatrix(_SetItemMixin, da.Array):
             first = tuple(0 if single else slice(None) for single in one)
             return cast("da.Array", da.Array.__getitem__(LazyMatrix(matrix), first))  # type: ignore[no-untyped-call]
         return self.copy() if matrix is self._matrix else LazyMatrix(matrix)
+
+    def join(self, blocks: list[Any]) -> Any:
+        """Put its blocks together, that were computed one by one."""
+        axis = int(self._matrix.by_column)
+        if not sparse.issparse(self._meta):
+            return np.concatenate(blocks, axis=axis)
+        joined = (sparse.hstack if axis else sparse.vstack)(blocks, format=self._meta.format)
+        return type(self._meta)(joined)
 
     @override
     def copy(self) -> LazyMatrix:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -159,6 +159,16 @@ class Part:
     rows: Axis | None = None
     columns: Axis | None = None
     whole: bool = False
+
+    def as_stored(self) -> Part:
+        """Return the part in the order in which it is stored."""
+        rows, columns = (None if a is None else Axis(a.runs, None) for a in (self.rows, self.columns))
+        return replace(self, rows=rows, columns=columns)
+
+    def arranged(self, value: Any) -> Any:
+        """Bring what was read :meth:`as_stored` to the order of the part."""
+        value = value if self.rows is None else self.rows.arrange(value)
+        return value if self.columns is None or self.columns.take is None else value[:, self.columns.take]
 
     def arrange(self, value: Any, rows: Axis, final: Axis) -> Any:
         """Bring a value that was read along pending `rows` to their final order."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from lobster_zarr import aggregate, xarrays
 from lobster_zarr.assemble import release
 from lobster_zarr.blocks import BLOCK_BYTES, Block
+from lobster_zarr.client import client_for
 from lobster_zarr.errors import InvalidArgumentError
 from lobster_zarr.loader import Loader, Options, check_rowwise
 from lobster_zarr.report import parse_size, positive
@@ -22,7 +24,6 @@ from lobster_zarr.scratch import ahead
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     import anndata as ad
     import pandas as pd
@@ -94,8 +95,6 @@ class Selection:
 
     def write_parquet(self, path: str | os.PathLike[str]) -> Path:
         """Write :meth:`to_table` to a Parquet file."""
-        from pathlib import Path
-
         self.to_table().to_parquet(path, index=False)
         return Path(path)
 
@@ -122,12 +121,13 @@ class Selection:
         ChunkDecodeError, StorageError
             A chunk is damaged, or the storage failed.
         """
-        if client is None:
-            return self._reading.run(self._reading.read())
+        asked = self._reading
+        if (cluster := client_for(client or False, asked.reader.fetcher.store)) is None:
+            return asked.run(asked.read())
         from lobster_zarr.lazy import read_on
 
-        self._reading.run(self._reading.check_budget())
-        return read_on(client, self._reading, BLOCK_BYTES)
+        asked.run(asked.check_budget())
+        return read_on(cluster, asked, BLOCK_BYTES)
 
     def to_lazy(
         self, *, sparse_format: Literal["matrix", "array"] = "matrix", block_bytes: int | str = BLOCK_BYTES

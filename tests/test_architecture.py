@@ -68,6 +68,7 @@ RINGS: dict[int, set[str]] = {
         "recipe",
         "moments",
         "reduction",
+        "client",
         "aggregate",
         "xarrays",
         "fingerprint",

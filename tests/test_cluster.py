@@ -371,6 +371,9 @@ def test_the_command_line(tmp_path: Path, client: Client, watch: Watch, capsys: 
     app(["verify", str(store), "--against", str(source), *at], standalone_mode=False)
     assert watch.ran("on_source")
     assert f"{store} is sound" in capsys.readouterr().out
+    app(["query", str(store), "index != ''", "-o", str(tmp_path / "all.h5ad"), *at], standalone_mode=False)
+    assert watch.ran("X-")
+    assert ad.read_h5ad(tmp_path / "all.h5ad").shape == experiment().shape
 
 
 @pytest.mark.parametrize("address", ["nonsense", "tls://127.0.0.1:9"])
