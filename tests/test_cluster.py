@@ -56,7 +56,7 @@ class Watch(SchedulerPlugin):
             self.when_done(key, kwargs.get("worker", ""))
 
     def ran(self, name: str) -> int:
-        return sum(key.startswith(f"lobster-zarr-{name}-") for key in self.tasks)
+        return sum(str(key).startswith(f"lobster-zarr-{name}-") for key in self.tasks)
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +372,7 @@ def test_the_command_line(tmp_path: Path, client: Client, watch: Watch, capsys: 
     assert watch.ran("on_source")
     assert f"{store} is sound" in capsys.readouterr().out
     app(["query", str(store), "index != ''", "-o", str(tmp_path / "all.h5ad"), *at], standalone_mode=False)
-    assert watch.ran("X-")
+    assert any(key[0].startswith("X-") for key in watch.tasks if isinstance(key, tuple))
     assert ad.read_h5ad(tmp_path / "all.h5ad").shape == experiment().shape
 
 
