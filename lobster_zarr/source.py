@@ -203,6 +203,11 @@ def _from_anndata(adata: ad.AnnData) -> Source:
     if adata.isbacked:
         msg = f"the AnnData is backed by {adata.filename}; pass that path instead, or adata.to_memory()."
         raise UnsupportedError(msg)
+    if not isinstance(cast("object", adata.obs), pd.DataFrame) or not isinstance(
+        cast("object", adata.var), pd.DataFrame
+    ):
+        msg = "the AnnData is lazy; pass adata.to_memory(), or the path of what it was opened from."
+        raise UnsupportedError(msg)
     pairs = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp", "uns")}
     layers = {k: v for k, v in adata.layers.items() if k is not None}
     root: dict[str, Any] = {"obs": adata.obs, "var": adata.var, "layers": layers, **pairs}

@@ -22,7 +22,7 @@ from oracle import assert_equal, sliced, stored
 from scipy import sparse
 
 import lobster_zarr as lz
-from lobster_zarr.errors import ConflictError, InvalidArgumentError
+from lobster_zarr.errors import ConflictError, InvalidArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -252,6 +252,12 @@ def test_the_format_of_sparse_blocks(dataset: lz.Dataset, sparse_format: Any, ki
     x = dataset.to_lazy(sparse_format=sparse_format, block_bytes=4_096).X
     assert type(x._meta) is kind
     assert {type(block.compute()) for block in x.blocks} == {kind}
+
+
+def test_a_lazy_anndata_is_no_source_of_a_conversion(dataset: lz.Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="to_memory"):
+        lz.convert(dataset.to_lazy()[10:60], tmp_path / "a.zarr", progress=False)
+    assert not (tmp_path / "a.zarr").exists()
 
 
 def test_bad_options_are_refused(dataset: lz.Dataset) -> None:
