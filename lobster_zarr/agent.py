@@ -76,6 +76,9 @@ def _remove(directory: str, owner: int) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+_starting = threading.Lock()
+
+
 @cache
 def _agent() -> _Agent | None:
     for parent in (tempfile.gettempdir, lambda: "/tmp"):  # noqa: S108 - a socket's path is 107 bytes at most
@@ -85,6 +88,8 @@ def _agent() -> _Agent | None:
 
 
 if hasattr(os, "register_at_fork"):
+    # Held while forking, so that no child finds the lock taken by a thread that it does not have.
+    os.register_at_fork(before=_starting.acquire, after_in_parent=_starting.release, after_in_child=_starting.release)
     os.register_at_fork(after_in_child=_agent.cache_clear)
 
 
@@ -101,8 +106,9 @@ def lend(what: Mapping[str, Any]) -> str:
     str
         Empty where the system has no sockets of its own for one user, or no place for one.
     """
-    agent = _agent() if _IS_POSSIBLE else None
-    return agent.lend(json.dumps(dict(what), sort_keys=True)) if agent else ""
+    with _starting:
+        agent = _agent() if _IS_POSSIBLE else None
+        return agent.lend(json.dumps(dict(what), sort_keys=True)) if agent else ""
 
 
 def _connect(line: socket.socket, path: str) -> None:

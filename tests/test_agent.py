@@ -101,3 +101,14 @@ assert os.waitpid(child, 0)[1] == 0
 assert borrow(reference) == {"a": "1"}
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, env=dict(os.environ))
+
+
+def test_threads_that_lend_at_once_share_one_agent() -> None:
+    program = """
+from concurrent.futures import ThreadPoolExecutor
+from lobster_zarr.agent import lend
+with ThreadPoolExecutor(32) as pool:
+    print(len(set(pool.map(lambda _: lend({"a": "1"}), range(32)))))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
