@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_ANSWER_SECONDS = 10
+_ANSWER_SECONDS = 60
+"""The lender may be busy: its answers share its interpreter with its work."""
 _WAITING_CALLERS = 1024
 """All workers of a machine may start at the same moment; the system may allow fewer."""
 _IS_POSSIBLE = hasattr(socket, "AF_UNIX")
