@@ -191,6 +191,20 @@ class Runs:
         """Every position, one by one."""
         return expand_runs(self.starts, self.stops)
 
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """Return the positions at some places among all of them. O(places), without the others."""
+        run = self.ends.searchsorted(places, side="right")
+        found: np.ndarray = places - self.ends[run] + self.stops[run]
+        return found
+
+    def between(self, first: int, last: int) -> Runs:
+        """Return the runs of the positions at the places [first, last). O(runs)."""
+        begins = self.ends - (self.stops - self.starts)
+        starts = self.starts + np.clip(first - begins, 0, self.stops - self.starts)
+        stops = self.stops - np.clip(self.ends - last, 0, self.stops - self.starts)
+        kept = starts < stops
+        return Runs(starts[kept], stops[kept])
+
     def within(self, start: int, stop: int) -> tuple[slice | np.ndarray, slice]:
         """Positions that lie in ``[start, stop)``, and where they land in the result.
 

@@ -49,8 +49,6 @@ class Matrix:
         Of the matrix.
     rows, columns
         Settled; None for an axis that has no positions of its own.
-    of_genes
-        Whether the rows are genes (varm, varp).
     sparse_format
         Whether sparse blocks are ``csr_matrix`` or ``csr_array``.
     block_bytes
@@ -61,16 +59,13 @@ class Matrix:
     path: str
     rows: Axis
     columns: Axis | None
-    of_genes: bool
     sparse_format: SparseFormat
     block_bytes: int
 
     @classmethod
     def of(cls, reading: Reading, part: Part, sparse_format: SparseFormat, block_bytes: int) -> Matrix:
         """Take a matrix of a selection whose rows are settled."""
-        of_genes = part.path.startswith(("varm/", "varp/"))
-        rows = part.rows or Axis(None, None)
-        return cls(reading, part.path, rows, part.columns, of_genes, sparse_format, block_bytes)
+        return cls(reading, part.path, part.rows or Axis(None, None), part.columns, sparse_format, block_bytes)
 
     @property
     def reader(self) -> StoreReader:
@@ -80,9 +75,12 @@ class Matrix:
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """The shape of the matrix in the store."""
-        if self.reader.is_sparse(self.path):
-            return self.reader.sparse(self.path).shape
-        return self.reader.dense(self.path).shape
+        return self.reader.shape(self.path)
+
+    @property
+    def of_genes(self) -> bool:
+        """Whether the rows are genes."""
+        return self.path.startswith(("varm/", "varp/"))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -94,22 +92,21 @@ class Matrix:
     @property
     def by_column(self) -> bool:
         """Whether blocks are columns: of a matrix that is stored by column alone."""
-        if not self.reader.is_sparse(self.path):
-            return False
-        return not self.reader.sparse(self.path).row_major
+        return self.reader.is_sparse(self.path) and not self.reader.sparse(self.path).row_major
 
     @property
     def meta(self) -> Any:
         """An empty block."""
+        dtype = self.reader.value_dtype(self.path)
         if not self.reader.is_sparse(self.path):
-            return np.empty((0,) * len(self.stored_shape), self.reader.dense(self.path).dtype)
+            return np.empty((0,) * len(self.stored_shape), dtype)
         kinds = {
             ("matrix", False): sparse.csr_matrix,
             ("matrix", True): sparse.csc_matrix,
             ("array", False): sparse.csr_array,
             ("array", True): sparse.csc_array,
         }
-        return kinds[self.sparse_format, self.by_column]((0, 0), dtype=self.reader.sparse(self.path).values.dtype)
+        return kinds[self.sparse_format, self.by_column]((0, 0), dtype=dtype)
 
     async def bounds(self) -> np.ndarray:
         """Where blocks begin and end, along the axis that is cut."""
@@ -236,12 +233,10 @@ def read_block(
     part
         Along which of them, and where, the block lies.
     """
-    sparse_block = reader.is_sparse(path)
-    shape = reader.sparse(path).shape if sparse_block else reader.dense(path).shape
     picked = [axes[0], axes[1] or Axis(None, None)]
-    picked[part[0]] = picked[part[0]].pick(part[1], shape[part[0]])
+    picked[part[0]] = picked[part[0]].pick(part[1], reader.shape(path)[part[0]])
     rows, columns = picked
     value = run(reader.identity.guarded(reader.matrix(path, rows.runs, columns.runs)))
     value = rows.arrange(value)
     value = value if columns.take is None else value[:, columns.take]
-    return kind(value) if sparse_block and not isinstance(value, kind) else value
+    return kind(value) if reader.is_sparse(path) and not isinstance(value, kind) else value

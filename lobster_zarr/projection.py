@@ -119,13 +119,18 @@ class Axis:
 
     def pick(self, which: slice | np.ndarray, length: int) -> Axis:
         """Take positions of the result, in any order and repeated, as an axis of their own."""
+        n = self.count(length)
         if isinstance(which, slice):
-            start, stop, step = which.indices(self.count(length))
-            if (start, stop, step) == (0, self.count(length), 1):
+            start, stop, step = which.indices(n)
+            if (start, stop, step) == (0, n, 1):
                 return self
-            if self.runs is None and self.take is None and step == 1:
-                return Axis(Runs(np.asarray([start]), np.asarray([max(start, stop)])), None)
-        return Axis.of(self.stored(length)[which])
+            if self.take is None and step == 1:
+                runs = Runs.whole(length) if self.runs is None else self.runs
+                return Axis(runs.between(start, max(start, stop)), None)
+            which = np.arange(start, stop, step)
+        at = np.flatnonzero(which) if which.dtype == bool else np.where(which < 0, which + n, which)
+        at = at if self.take is None else self.take[at]
+        return Axis.of(at if self.runs is None else self.runs.at(at))
 
     def arrange(self, value: Any) -> Any:
         """Bring rows that were read in storage order to the order of the result."""

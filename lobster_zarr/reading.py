@@ -77,6 +77,8 @@ class Reading:
     _resolver: Resolver = field(init=False)
     _ways: dict[str, list[Layout]] = field(default_factory=dict)
     _shared: dict[str, Any] | None = None
+    """What is read once for all parts of a selection; None where this is not one."""
+    _of_parts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._resolver = Resolver(self.reader, self.order)
@@ -136,8 +138,7 @@ class Reading:
         """Return the reading of some of the rows and columns; what both need is read once."""
         part = Reading(self.reader, None, None, self.order, self.projection, None, None, self.stats, (rows, columns))
         part.is_part = self.is_sliced or rows.runs is not None or columns.runs is not None
-        self._shared = {} if self._shared is None else self._shared
-        part._resolver, part._shared = self._resolver, self._shared
+        part._resolver, part._shared = self._resolver, self._of_parts if self._shared is None else self._shared
         return part
 
     def only(self, path: str) -> Reading:

@@ -73,9 +73,8 @@ STORES: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[lz.Dataset, ad.AnnData]:
-    path, how, adata = tmp_path_factory.mktemp("aggregate") / "a.zarr", STORES[request.param], experiment()
+def write_store(adata: ad.AnnData, path: Path, how: Any) -> None:
+    """Convert with these options; or let anndata write it, changed by a function or as it is."""
     if isinstance(how, dict):
         with tiny_chunks():
             convert(adata, path, **how)
@@ -83,6 +82,12 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         if how is not None:
             how(adata)
         by_anndata(adata, path)
+
+
+@pytest.fixture(scope="module", params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[lz.Dataset, ad.AnnData]:
+    path, how, adata = tmp_path_factory.mktemp("aggregate") / "a.zarr", STORES[request.param], experiment()
+    write_store(adata, path, how)
     return lz.open(path), stored(experiment())
 
 

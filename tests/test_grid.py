@@ -149,3 +149,12 @@ def test_the_run_of_everything():
     assert Runs.whole(5).positions().tolist() == [0, 1, 2, 3, 4]
     assert Runs.whole(0).total == 0
     assert Runs(np.empty(0, np.int64), np.empty(0, np.int64)).total == 0
+
+
+@given(masks(40), st.integers(0, 45), st.integers(0, 45))
+def test_runs_are_picked_by_place(mask, first, last):
+    runs = as_runs(mask)
+    whole, last = np.flatnonzero(mask), max(first, last)
+    assert runs.between(first, last).positions().tolist() == whole[first:last].tolist()
+    places = np.arange(len(whole))[::-2]
+    assert runs.at(places).tolist() == whole[places].tolist()

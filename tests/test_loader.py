@@ -20,6 +20,7 @@ from zarr.storage import LocalStore
 import lobster_zarr as lz
 from lobster_zarr.errors import ChunkDecodeError, InvalidArgumentError, NotFoundError, UnsupportedError
 from lobster_zarr.loader import encode
+from tests.test_blocks import QUERIES, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 
     from tests.s3 import S3Server
 
-N_OBS, N_VARS = 211, 30
-GENES = [f"gene-{i}" for i in (20, 3, 11)]
+N_OBS, N_VARS = 211, 40
 TYPES = ["T cell", "B cell", "NK", "absent"]
 SMALL: dict[str, Any] = {"buffer_bytes": "4kB", "run_rows": 5}
 
@@ -66,23 +66,6 @@ def path(request: pytest.FixtureRequest, source: ad.AnnData, tmp_path_factory: p
     with tiny_chunks():
         lz.convert(source, made, sort_by=["cell_type"] if request.param == "sorted" else [], progress=False)
     return made
-
-
-QUERIES: dict[str, tuple[Any, Any]] = {
-    "everything": (None, None),
-    "predicate": ("cell_type == 'T cell'", None),
-    "positions": ([7, 200, 7, 3, 90, 91, 92], None),
-    "genes": ("n_counts > 40", GENES),
-    "one row": ([11], None),
-    "no row": ("n_counts > 1000", None),
-    "no genes": (slice(3, 50), []),
-}
-
-
-def rows_of(source: ad.AnnData, obs: Any) -> np.ndarray:
-    if isinstance(obs, str):
-        return np.flatnonzero(source.obs.eval(obs))
-    return np.arange(source.n_obs)[slice(None) if obs is None else obs]
 
 
 def matrix_of(source: ad.AnnData, member: str, var: Any) -> Any:

@@ -14,8 +14,8 @@ from clusters import two_workers
 from layouts import tiny_chunks
 from oracle import sliced, stored
 from scipy import sparse
-from test_aggregate import STORES, experiment
-from test_convert import by_anndata, convert
+from test_aggregate import STORES, experiment, write_store
+from test_convert import convert
 
 import lobster_zarr as lz
 from lobster_zarr import errors
@@ -42,13 +42,7 @@ def flat(n_obs: int = 60) -> ad.AnnData:
 @pytest.fixture(scope="module", params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[lz.Dataset, ad.AnnData]:
     path, how, adata = tmp_path_factory.mktemp("xarrays") / "a.zarr", STORES[request.param], flat()
-    if isinstance(how, dict):
-        with tiny_chunks():
-            convert(adata, path, **how)
-    else:
-        if how is not None:
-            how(adata)
-        by_anndata(adata, path)
+    write_store(adata, path, how)
     return lz.open(path), stored(flat())
 
 
