@@ -141,22 +141,26 @@ def convert(  # noqa: PLR0913 - the public contract
         crew = _crew(client, opened, source, dest, storage_options)
         with Commit(os.fspath(dest), storage_options, overwrite=overwrite) as commit, crew or nullcontext():
             job.write(commit, staged, crew)
-        return ConversionReport(
-            source=opened.name,
-            destination=display_uri(dest),
-            n_obs=job.n_obs,
-            n_vars=job.n_vars,
-            source_bytes=opened.n_bytes,
-            stored_bytes=commit.stored_bytes,
-            n_objects=commit.n_objects,
-            seconds=time.perf_counter() - started,
-            peak_memory_bytes=max(peak_memory_bytes(), crew.peak_memory_bytes if crew else 0),
-            codec=codec,
-            sort_by=columns,
-            gene_major=tuple(job.companions),
-            replaced=commit.replaced,
-            arrays=job.sizes,
-        )
+        return _report(job, commit, crew, display_uri(dest), time.perf_counter() - started)
+
+
+def _report(job: Conversion, commit: Commit, crew: Crew | None, dest: str, seconds: float) -> ConversionReport:
+    return ConversionReport(
+        source=job.source.name,
+        destination=dest,
+        n_obs=job.n_obs,
+        n_vars=job.n_vars,
+        source_bytes=job.source.n_bytes,
+        stored_bytes=commit.stored_bytes,
+        n_objects=commit.n_objects,
+        seconds=seconds,
+        peak_memory_bytes=max(peak_memory_bytes(), crew.peak_memory_bytes if crew else 0),
+        codec=job.codec,
+        sort_by=job.sort_by,
+        gene_major=tuple(job.companions),
+        replaced=commit.replaced,
+        arrays=job.sizes,
+    )
 
 
 def _crew(
