@@ -131,8 +131,7 @@ def convert(  # noqa: PLR0913 - the public contract
     started = time.perf_counter()
     limit = parse_size(memory_limit, "memory_limit")
     if codec not in CODEC_PROFILES:
-        msg = f"unknown codec {codec!r}; expected one of {', '.join(CODEC_PROFILES)}."
-        raise InvalidArgumentError(msg)
+        raise InvalidArgumentError(f"unknown codec {codec!r}; expected one of {', '.join(CODEC_PROFILES)}.")
     columns = (sort_by,) if isinstance(sort_by, str) else tuple(sort_by)
     _refuse_same(source, dest)
     with open_source(source, storage_options, memory_limit_bytes=limit) as opened, Scratch() as scratch:
