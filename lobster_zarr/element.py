@@ -83,15 +83,21 @@ class StoreReader:
         The store's nodes.
     uri
         For messages.
+    identity
+        Of the store that this is a part of; None for a store of its own.
     """
 
-    def __init__(self, fetcher: Fetcher, tree: Tree, uri: str = "") -> None:
+    def __init__(self, fetcher: Fetcher, tree: Tree, uri: str = "", identity: Identity | None = None) -> None:
         self.fetcher, self.tree, self.uri = fetcher, tree, display_uri(uri)
-        self.identity = Identity(uri, fetcher, tree)
+        self.identity = identity or Identity(uri, fetcher, tree)
         self.obs, self.var = TableReader(fetcher, tree, "obs"), TableReader(fetcher, tree, "var")
         self._sparse: dict[str, SparseReader] = {}
         self._order: np.ndarray | None = None
         self._order_lock = asyncio.Lock()
+
+    def below(self, path: str) -> StoreReader:
+        """Return the reader of an AnnData that is a part of the store: no request."""
+        return StoreReader(self.fetcher, self.tree.below(path), f"{self.uri}/{path}", self.identity)
 
     @property
     def is_sorted(self) -> bool:
@@ -309,7 +315,7 @@ class StoreReader:
                 msg = f"object {key!r} is missing from the store; restore it or convert again."
                 raise ChunkDecodeError(msg)
             if body is not None:
-                await memory.set(key, prototype.buffer.from_bytes(bytes(body)))
+                await memory.set(key.removeprefix(self.tree.root), prototype.buffer.from_bytes(bytes(body)))
         for key, document in self._metadata(path).items():
             await memory.set(key, prototype.buffer.from_bytes(json.dumps(document).encode()))
         return await asyncio.to_thread(self._read, memory, path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -299,10 +299,15 @@ class Tree:
         Path to node document; the root's path is the empty string.
     zarr_format
         2 or 3.
+    root
+        Of a part of a store, where it lies: ``mod/rna/``. Arrays say where they are from the root of the store.
     """
 
     nodes: Mapping[str, Mapping[str, Any]]
     zarr_format: int = 3
+    root: str = ""
+    _arrays: dict[str, ArrayNode] = field(default_factory=dict, repr=False, compare=False)
+    """Parsed arrays by their path from the root of the store; shared with its parts."""
 
     @cached_property
     def _children(self) -> dict[str, list[str]]:
@@ -313,9 +318,11 @@ class Tree:
                 children.setdefault(parent, []).append(name)
         return children
 
-    @cached_property
-    def _arrays(self) -> dict[str, ArrayNode]:
-        return {}
+    def below(self, path: str) -> Tree:
+        """Return the part of the store below a group."""
+        prefix = f"{path}/"
+        nodes = {p.removeprefix(prefix): n for p, n in self.nodes.items() if p.startswith(prefix)}
+        return Tree({"": self.nodes[path], **nodes}, self.zarr_format, self.root + prefix, self._arrays)
 
     def __contains__(self, path: str) -> bool:
         return path in self.nodes
@@ -339,12 +346,13 @@ class Tree:
 
     def array(self, path: str) -> ArrayNode:
         """Parse one array's metadata, once."""
-        if path not in self._arrays:
+        full = self.root + path
+        if full not in self._arrays:
             if not self.is_array(path):
-                msg = f"{path!r} is not an array of this store; its metadata is incomplete or damaged."
+                msg = f"{full!r} is not an array of this store; its metadata is incomplete or damaged."
                 raise FormatError(msg)
-            self._arrays[path] = ArrayNode(path, self._parse(path))
-        return self._arrays[path]
+            self._arrays[full] = ArrayNode(full, self._parse(path))
+        return self._arrays[full]
 
     def _parse(self, path: str) -> ArrayV3Metadata | ArrayV2Metadata:
         document: Any = {k: v for k, v in self.nodes[path].items() if k != "node_type"}
@@ -367,7 +375,8 @@ class Tree:
     def without_notes(self) -> Tree:
         """Return the tree as if this package had noted nothing of its arrays."""
         nodes = {p: {**n, "attributes": self.attributes(p)} for p, n in self.nodes.items()}
-        return Tree({p: n for p, n in nodes.items() if p.rpartition("/")[2] not in OFFSETS}, self.zarr_format)
+        kept = {p: n for p, n in nodes.items() if p.rpartition("/")[2] not in OFFSETS}
+        return Tree(kept, self.zarr_format, self.root)
 
     def arrays_below(self, path: str) -> list[str]:
         """Return the paths of a node's arrays, itself included."""

@@ -19,7 +19,7 @@ from zarr.abc.store import Store
 from lobster_zarr.element import StoreReader
 from lobster_zarr.fetch import Fetcher
 from lobster_zarr.noted import ATTRIBUTE
-from lobster_zarr.store import UriStore, run
+from lobster_zarr.store import UriStore, display_uri, run
 from lobster_zarr.tree import is_ours, read_tree
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def store_of(spec: Any) -> Store:
     return store
 
 
-_reopened: OrderedDict[tuple[str, Network, str], StoreReader] = OrderedDict()
+_reopened: OrderedDict[tuple[str, Network, str, str], StoreReader] = OrderedDict()
 _reopening = threading.Lock()
 
 
@@ -72,7 +72,7 @@ class _Sent(StoreReader):
     """A reader that came in a pickle: it becomes a StoreReader when it is first used, not on the event loop."""
 
     def __init__(self, *sent: Any) -> None:
-        self._sent, self.uri = sent, sent[1]
+        self._sent, self.uri = sent, f"{sent[1]}/{sent[4]}".rstrip("/")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked of any object, by who would copy or show it
@@ -88,21 +88,21 @@ class _Sent(StoreReader):
         return (_Sent, sent) if sent else _reduced(self)
 
 
-def _reopen(spec: Any, uri: str, network: Network, digest: str) -> StoreReader:
-    """Open the store of a pickled reader, once a process.
+def _reopen(spec: Any, uri: str, network: Network, digest: str, root: str) -> StoreReader:
+    """Open the store of a pickled reader, once a process, and of it the part that was read.
 
     Raises
     ------
     ConflictError
         It is not what it was when it was pickled.
     """
-    key = (repr(spec), network, digest)
+    key = (repr(spec), network, digest, root)
     with _reopening:
         if key not in _reopened:
             reader = open_reader(store_of(spec), uri, network)
             if reader.identity.digest != digest:
                 raise reader.identity.stale()
-            _reopened[key] = reader
+            _reopened[key] = reader.below(root.rstrip("/")) if root else reader
         _reopened.move_to_end(key)
         while len(_reopened) > MAX_REOPENED:
             _reopened.popitem(last=False)
@@ -110,7 +110,9 @@ def _reopen(spec: Any, uri: str, network: Network, digest: str) -> StoreReader:
 
 
 def _reduced(reader: StoreReader) -> tuple[Any, ...]:
-    return _Sent, (spec_of(reader.fetcher.store), reader.uri, reader.fetcher.network, reader.identity.digest)
+    store, identity = reader.fetcher.store, reader.identity
+    whole = display_uri(identity.uri)
+    return _Sent, (spec_of(store), whole, reader.fetcher.network, identity.digest, reader.tree.root)
 
 
 copyreg.pickle(StoreReader, _reduced)
