@@ -16,13 +16,27 @@ if TYPE_CHECKING:
     from lobster_zarr import errors
     from lobster_zarr.byterange import Network
     from lobster_zarr.convert import convert
-    from lobster_zarr.dataset import Dataset, open
+    from lobster_zarr.dataset import Dataset
     from lobster_zarr.export import export
+    from lobster_zarr.multimodal import MultimodalDataset, open
+    from lobster_zarr.muquery import MultimodalSelection
     from lobster_zarr.query import Selection
     from lobster_zarr.report import ConversionReport
     from lobster_zarr.verify import verify
 
-__all__ = ["ConversionReport", "Dataset", "Network", "Selection", "convert", "errors", "export", "open", "verify"]
+__all__ = [
+    "ConversionReport",
+    "Dataset",
+    "MultimodalDataset",
+    "MultimodalSelection",
+    "Network",
+    "Selection",
+    "convert",
+    "errors",
+    "export",
+    "open",
+    "verify",
+]
 
 __version__ = _version("lobster_zarr")
 
@@ -30,11 +44,13 @@ __version__ = _version("lobster_zarr")
 _HOMES = {
     "ConversionReport": "report",
     "Dataset": "dataset",
+    "MultimodalDataset": "multimodal",
+    "MultimodalSelection": "muquery",
     "Network": "byterange",
     "Selection": "query",
     "convert": "convert",
     "export": "export",
-    "open": "dataset",
+    "open": "multimodal",
     "verify": "verify",
 }
 

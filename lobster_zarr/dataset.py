@@ -6,12 +6,9 @@ rows, table or matrices are asked for, and then only theirs.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from lobster_zarr.byterange import Network
 from lobster_zarr.element import StoreReader
 from lobster_zarr.errors import (
     FormatError,
@@ -26,52 +23,19 @@ from lobster_zarr.noted import ATTRIBUTE
 from lobster_zarr.projection import Names, Order, Projection
 from lobster_zarr.query import Selection
 from lobster_zarr.reading import Reading
-from lobster_zarr.reopen import open_reader
 from lobster_zarr.report import parse_size
 from lobster_zarr.sql import execute
-from lobster_zarr.store import open_store
 from lobster_zarr.summary import StoreInfo, summarize
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import anndata as ad
     import polars as pl
 
     from lobster_zarr.node import Tree
     from lobster_zarr.table import TableReader
     from lobster_zarr.traffic import Stats
-
-
-def open(
-    uri: str | os.PathLike[str],
-    storage_options: Mapping[str, Any] | None = None,
-    *,
-    network: Network | None = None,
-) -> Dataset:
-    """Open a store: one request where its metadata is consolidated.
-
-    Parameters
-    ----------
-    uri
-        ``s3://``, ``gs://``, ``az://``, ``http(s)://``, ``memory://`` or a local path
-        (a ``.zip`` too) of an AnnData-Zarr store, written by this package or not.
-    storage_options
-        s3fs's names: ``key``, ``secret``, ``token``, ``endpoint_url``, ``anon``,
-        ``profile``, ``requester_pays``, ``client_kwargs``.
-    network
-        Latency, bandwidth and concurrency that plans assume: which gaps are read
-        through, which layout is the cheaper, how many seconds ``explain()`` tells.
-        Answers do not depend on it. None for 20 ms, 100 Mbit/s, 64 requests at once.
-
-    Raises
-    ------
-    NotFoundError
-        There is no store.
-    FormatError
-        It is not an AnnData store.
-    StorageError
-        The storage refused, or could not be reached.
-    """
-    return Dataset(open_reader(open_store(uri, storage_options), os.fspath(uri), network or Network()))
 
 
 class Dataset:
@@ -90,10 +54,6 @@ class Dataset:
 
     def __init__(self, reader: StoreReader) -> None:
         self.reader, self.uri, tree = reader, reader.uri, reader.tree
-        encoding = tree.encoding("")
-        if encoding == "MuData":
-            msg = f"{self.uri} is a MuData store, which is not supported yet; open a modality: {self.uri}/mod/<name>."
-            raise UnsupportedError(msg)
         version = self.attributes.get("format_version", FORMAT_VERSION)
         sorted_by, stored = self.attributes.get("sort_by", []), self.attributes.get("stored_bytes", {})
         sizes = stored.values() if isinstance(stored, dict) else [None]
@@ -127,8 +87,7 @@ class Dataset:
     @property
     def attributes(self) -> dict[str, Any]:
         """What this package noted at conversion; empty for other stores."""
-        noted = self.tree.attributes("").get(ATTRIBUTE)
-        return dict(noted) if isinstance(noted, Mapping) else {}
+        return self.tree.noted()
 
     @property
     def obs(self) -> TableReader:
@@ -276,7 +235,7 @@ class Dataset:
         InvalidPredicateError, NotFoundError
             The query cannot be run, or names what does not exist.
         """
-        return execute(self.reader, query, tables)
+        return execute(self.reader, {"obs": self.obs, "var": self.var}, query, tables)
 
     def to_lazy(self, *, order: Order = "source", **options: Any) -> ad.AnnData:
         """Return everything as a lazy AnnData: see :meth:`Selection.to_lazy`, whose options it takes."""

@@ -21,8 +21,8 @@ import anndata as ad
 import numpy as np
 
 from lobster_zarr.convert import convert
-from lobster_zarr.dataset import open as open_dataset
 from lobster_zarr.errors import NotFoundError, StorageError
+from lobster_zarr.multimodal import open as open_dataset
 from lobster_zarr.report import human_bytes
 from lobster_zarr.store import open_store, run
 

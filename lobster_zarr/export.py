@@ -15,11 +15,11 @@ import h5py
 import numpy as np
 
 from lobster_zarr.dataset import Dataset
-from lobster_zarr.dataset import open as open_dataset
 from lobster_zarr.dense import read_array
 from lobster_zarr.errors import ConflictError, StorageError, UnsupportedError
 from lobster_zarr.grid import Runs
 from lobster_zarr.layout import follows_obs
+from lobster_zarr.multimodal import open as open_dataset
 from lobster_zarr.report import Progress
 from lobster_zarr.scratch import Exchange, Scratch, Slices, balanced_bounds
 from lobster_zarr.store import display_uri, is_local, local_path, run

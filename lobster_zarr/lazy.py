@@ -12,6 +12,7 @@ import pandas as pd
 
 from lobster_zarr.assemble import assemble
 from lobster_zarr.blocks import BLOCK_BYTES
+from lobster_zarr.errors import InvalidArgumentError
 from lobster_zarr.fetch import together
 from lobster_zarr.grid import Runs
 from lobster_zarr.lazymatrix import LazyMatrix, Matrix, SparseFormat
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 def lazy_anndata(reading: Reading, sparse_format: SparseFormat, block_bytes: int) -> ad.AnnData:
     """Make the lazy AnnData of a selection. Reads its names, what a plan needs, and what cannot be lazy."""
+    _check(sparse_format)
     rows, columns = reading.run(reading.settled_axes())
     lazy, rest = _split(reading, rows, columns)
     (obs, no_obs), (var, no_var), results = reading.run(_read(reading, rest))
@@ -37,6 +39,18 @@ def lazy_anndata(reading: Reading, sparse_format: SparseFormat, block_bytes: int
         results,
         sliced=False,
     )
+
+
+def lazy_matrices(reading: Reading, sparse_format: SparseFormat, block_bytes: int) -> ad.AnnData:
+    """Make the AnnData of a selection with its tables in memory and its matrices lazy."""
+    _check(sparse_format)
+    rows, columns = reading.run(reading.settled_axes())
+    lazy, rest = _split(reading, rows, columns)
+    obs, var, values = reading.run(_tables(reading, rest))
+    results = dict(zip((part.path for part in rest), values, strict=True))
+    for part in lazy:
+        results[part.path] = LazyMatrix(Matrix.of(reading, part, sparse_format, block_bytes))
+    return assemble(obs, var, results, sliced=reading.is_sliced)
 
 
 def read_on(client: Client, reading: Reading, block_bytes: int) -> ad.AnnData:
@@ -55,6 +69,12 @@ def read_on(client: Client, reading: Reading, block_bytes: int) -> ad.AnnData:
     finally:
         cluster.cancel([block for blocks in futures for block in blocks])
     return assemble(obs, var, results, sliced=reading.is_sliced)
+
+
+def _check(sparse_format: str) -> None:
+    if sparse_format not in ("matrix", "array"):
+        msg = f"sparse_format is {sparse_format!r}; expected 'matrix' or 'array'."
+        raise InvalidArgumentError(msg)
 
 
 def _split(reading: Reading, rows: Axis, columns: Axis) -> tuple[list[Part], list[Part]]:

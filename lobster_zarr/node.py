@@ -336,6 +336,11 @@ class Tree:
         attributes = self.nodes[path].get("attributes") or {}
         return {k: v for k, v in attributes.items() if k != ATTRIBUTE or not path}
 
+    def noted(self) -> dict[str, Any]:
+        """Return what this package noted of the store; empty for other stores."""
+        noted = self.attributes("").get(ATTRIBUTE)
+        return dict(noted) if isinstance(noted, dict) else {}
+
     def encoding(self, path: str) -> str:
         """AnnData's ``encoding-type`` of a node, or an empty string."""
         return str(self.attributes(path).get("encoding-type", "")) if path in self.nodes else ""

@@ -16,10 +16,10 @@ from lobster_zarr import aggregate, xarrays
 from lobster_zarr.assemble import release
 from lobster_zarr.blocks import BLOCK_BYTES, Block
 from lobster_zarr.client import client_for
-from lobster_zarr.errors import InvalidArgumentError
 from lobster_zarr.loader import Loader, Options, check_rowwise
 from lobster_zarr.report import parse_size, positive
 from lobster_zarr.scratch import ahead
+from lobster_zarr.table import named_rows
 
 if TYPE_CHECKING:
     import os
@@ -88,10 +88,7 @@ class Selection:
 
     def to_table(self) -> pd.DataFrame:
         """Read the obs rows with the names as the first column: ``index``, or as the index is named."""
-        frame = self.to_pandas()
-        if frame.index.name in frame.columns:  # which holds the same values
-            return frame.reset_index(drop=True)
-        return frame.reset_index(names=frame.index.name or ("_index" if "index" in frame.columns else "index"))
+        return named_rows(self.to_pandas())
 
     def write_parquet(self, path: str | os.PathLike[str]) -> Path:
         """Write :meth:`to_table` to a Parquet file."""
@@ -154,9 +151,6 @@ class Selection:
         """
         from lobster_zarr.lazy import lazy_anndata
 
-        if sparse_format not in ("matrix", "array"):
-            msg = f"sparse_format is {sparse_format!r}; expected 'matrix' or 'array'."
-            raise InvalidArgumentError(msg)
         return lazy_anndata(self._reading, sparse_format, parse_size(block_bytes, "block_bytes"))
 
     def batches(self, n_rows: int, *, block_bytes: int | str = BLOCK_BYTES) -> Iterator[ad.AnnData]:

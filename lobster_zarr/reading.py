@@ -74,14 +74,14 @@ class Reading:
     stats: Stats = field(default_factory=Stats)
     resolved: tuple[Axis, Axis] | None = None
     is_part: bool = False
-    _resolver: Resolver = field(init=False)
+    resolver: Resolver = field(init=False)
     _ways: dict[str, list[Layout]] = field(default_factory=dict)
     _shared: dict[str, Any] | None = None
     """What is read once for all parts of a selection; None where this is not one."""
     _of_parts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._resolver = Resolver(self.reader, self.order)
+        self.resolver = Resolver(self.reader, self.order)
 
     def __reduce__(self) -> tuple[Any, ...]:
         given = (self.reader, self.obs, self.var, self.order, self.projection, self.max_bytes, self.memory_limit)
@@ -90,7 +90,7 @@ class Reading:
     @property
     def notes(self) -> tuple[str, ...]:
         """Which clause of a predicate left no row, once it was resolved."""
-        return self._resolver.notes
+        return self.resolver.notes
 
     @property
     def uri(self) -> str:
@@ -114,15 +114,15 @@ class Reading:
 
     async def count(self) -> int:
         """Count the rows."""
-        axis = await self._resolver.axis(self.reader.obs, self.obs, ordered=False)
+        axis = await self.resolver.axis(self.reader.obs, self.obs, ordered=False)
         return axis.count(self.reader.obs.n_rows)
 
     async def table(self) -> pd.DataFrame:
         """Read the obs rows alone."""
-        rows = await self._resolver.axis(self.reader.obs, self.obs, ordered=True)
+        rows = await self.resolver.axis(self.reader.obs, self.obs, ordered=True)
         frame, final = await together(
-            self.reader.obs.frame(self.projection.obs_columns, rows.runs, self._resolver.known.get("obs")),
-            self._settled(rows),
+            self.reader.obs.frame(self.projection.obs_columns, rows.runs, self.resolver.known.get("obs")),
+            self.settled(rows),
         )
         return final.arrange(frame)
 
@@ -130,7 +130,7 @@ class Reading:
         """Resolve both axes, and the order of the rows."""
         rows, columns = await self.axes()
         if rows.pending:
-            rows = await self._settled(rows)
+            rows = await self.settled(rows)
             self.resolved = rows, columns
         return rows, columns
 
@@ -138,14 +138,14 @@ class Reading:
         """Return the reading of some of the rows and columns; what both need is read once."""
         part = Reading(self.reader, None, None, self.order, self.projection, None, None, self.stats, (rows, columns))
         part.is_part = self.is_sliced or rows.runs is not None or columns.runs is not None
-        part._resolver, part._shared = self._resolver, self._of_parts if self._shared is None else self._shared
+        part.resolver, part._shared = self.resolver, self._of_parts if self._shared is None else self._shared
         return part
 
     def only(self, path: str) -> Reading:
         """Return the reading of one matrix alone: nothing is read ahead for others."""
         axes, alone = self.resolved, Projection.only(path)
         one = Reading(self.reader, self.obs, self.var, self.order, alone, None, None, self.stats, axes, self.is_part)
-        one._resolver = self._resolver
+        one.resolver = self.resolver
         return one
 
     async def bounds(self, target_bytes: int, path: str | None, multiple: int) -> np.ndarray:
@@ -191,7 +191,7 @@ class Reading:
             raise NotFoundError(msg)
         return parts[path]
 
-    async def _settled(self, rows: Axis) -> Axis:
+    async def settled(self, rows: Axis) -> Axis:
         """Read the source order of the rows, where it is not known yet: no other read waits for it."""
         if not rows.pending:
             return rows
@@ -201,15 +201,17 @@ class Reading:
     async def axes(self) -> tuple[Axis, Axis]:
         """Resolve both axes, once."""
         if self.resolved is None:
-            axes = (
-                self._resolver.axis(self.reader.obs, self.obs, ordered=True),
-                self._resolver.axis(self.reader.var, self.var, ordered=True),
-            )
-            (rows, columns), _ = await together(*cast("Any", (together(*axes), self._prefetch())))
-            self.resolved = rows, columns
+            rows = self.resolver.axis(self.reader.obs, self.obs, ordered=True)
+            both = together(rows, self.columns())
+            (found, columns), _ = await together(*cast("Any", (both, self.prefetch())))
+            self.resolved = found, columns
         return self.resolved
 
-    async def _prefetch(self) -> None:
+    async def columns(self) -> Axis:
+        """Resolve the columns alone."""
+        return await self.resolver.axis(self.reader.var, self.var, ordered=True)
+
+    async def prefetch(self) -> None:
         """Read what the plan of any rows needs, while the columns of the predicate are on their way."""
         data = self.reader
         rows, columns = (None if s is None else Axis(Runs.whole(0), None) for s in (self.obs, self.var))
@@ -256,7 +258,7 @@ class Reading:
 
     def known(self, table: str) -> Known | None:
         """What the predicate has read of obs or var."""
-        return self._resolver.known.get(table)
+        return self.resolver.known.get(table)
 
     async def element(self, part: Part) -> Any:
         """Read one element of the selection; its rows are settled."""
@@ -289,7 +291,7 @@ class Reading:
         kept = None if self._shared is None else self._shared.get("var")
         if kept is not None and kept[0] is columns:
             return kept[1].copy()
-        known = self._resolver.known.get("var")
+        known = self.resolver.known.get("var")
         frame = await self.reader.var.frame(self.projection.var_columns, columns.runs, known)
         if self._shared is None:
             return frame
@@ -299,25 +301,28 @@ class Reading:
     async def read(self) -> ad.AnnData:
         """Read everything that is asked for."""
         await self.check_budget()
+        obs, var, results = await self.elements()
+        try:
+            return await asyncio.to_thread(assemble, obs, var, results, sliced=self.is_sliced)
+        except ValueError as error:
+            # AnnData refuses elements whose lengths do not fit each other.
+            msg = f"the elements of {self.uri} do not fit together: {error} Convert it again from a sound source."
+            raise FormatError(msg) from error
+
+    async def elements(self) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+        """Read everything that is asked for: obs, var, and all else by its path."""
         rows, columns = await self.axes()
         data, want, parts = self.reader, self.projection, self.parts(*await self.axes())
         obs, var, final, *values = await together(
-            data.obs.frame(want.obs_columns, rows.runs, self._resolver.known.get("obs")),
+            data.obs.frame(want.obs_columns, rows.runs, self.resolver.known.get("obs")),
             self._var(columns),
-            self._settled(rows),
+            self.settled(rows),
             *(self._read_part(part) for part in parts),
         )
         if rows.pending:
             read = zip(parts, values, strict=True)
             values = [v if self._in_place(part) else part.arrange(v, rows, final) for part, v in read]
-        results = dict(zip((p.path for p in parts), values, strict=True))
-        try:
-            tables = final.arrange(obs), columns.arrange(var)
-            return await asyncio.to_thread(assemble, *tables, results, sliced=self.is_sliced)
-        except ValueError as error:
-            # AnnData refuses elements whose lengths do not fit each other.
-            msg = f"the elements of {self.uri} do not fit together: {error} Convert it again from a sound source."
-            raise FormatError(msg) from error
+        return final.arrange(obs), columns.arrange(var), dict(zip((p.path for p in parts), values, strict=True))
 
     async def check_budget(self) -> None:
         """Plan the query where it has a budget, and refuse it if it is over."""
@@ -331,7 +336,7 @@ class Reading:
         data, want = self.reader, self.projection
         reads: list[ArrayRead] = []
         for table, chosen, axis in ((data.obs, want.obs_columns, rows), (data.var, want.var_columns, columns)):
-            known = self._resolver.known.get(table.path, Known()).columns
+            known = self.resolver.known.get(table.path, Known()).columns
             reads += table.reads([c for c in table.frame_columns(chosen) if c not in known], axis.runs)
         if rows.pending and not data.knows_order:
             reads.append(ArrayRead(data.tree.array(f"obs/{SOURCE_ORDER}"), rows.runs))
@@ -354,7 +359,7 @@ class Reading:
             network=data.fetcher.network,
             spent_requests=self.stats.n_requests - before[0],
             spent_bytes=self.stats.n_bytes - before[1],
-            notes=(*self._resolver.notes, *excesses(data, self._ways, rows, columns)),
+            notes=(*self.resolver.notes, *excesses(data, self._ways, rows, columns)),
             reordered=rows.take is not None
             or columns.take is not None
             or (rows.pending and any(not (part.whole or self._in_place(part)) for part in self.parts(rows, columns))),

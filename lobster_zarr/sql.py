@@ -22,28 +22,42 @@ from lobster_zarr.selection import runs
 from lobster_zarr.store import run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lobster_zarr.element import StoreReader
     from lobster_zarr.table import TableReader
 
 _TABLE_ALONE = re.compile(r"^\s*SELECT\s+(obs|var)\s*(?=WHERE\b|ORDER\b|LIMIT\b|;|$)", re.IGNORECASE)
 
+_OWNED = re.compile(
+    r"'(?:''|[^'])*'|\"(?:\"\"|[^\"])*\"|\b(?P<owner>[^\W\d]\w*)(?P<sign>[.:])(?P<column>[^\W\d]\w*|\"[^\"]+\")"
+)
+"""Strings and quoted names, which are left alone; a column of something, and which."""
 _FILES = re.compile(r"\b(?:read|scan)_\w+\s*\(", re.IGNORECASE)
 _EXAMPLE = "Write for example SELECT donor, count(*) AS n FROM obs GROUP BY donor"
 
 
-def execute(reader: StoreReader, query: str, tables: Mapping[str, Any]) -> pl.DataFrame:
-    """Run a query over ``obs``, ``var`` and the caller's tables.
+def execute(
+    reader: StoreReader,
+    stored: Mapping[str, TableReader],
+    query: str,
+    tables: Mapping[str, Any],
+    modalities: Sequence[str] = (),
+) -> pl.DataFrame:
+    """Run a query over tables of a store and the caller's.
 
     Parameters
     ----------
     reader
         Of the store.
+    stored
+        Its tables by name, ``obs`` and ``var`` among them.
     query
         SQL as Polars knows it, or ``SELECT obs WHERE …`` for whole rows.
     tables
         Name to a Polars or pandas frame.
+    modalities
+        Names of those whose columns are columns of ``obs`` and ``var``: ``rna:cell_type``.
 
     Raises
     ------
@@ -64,16 +78,16 @@ def execute(reader: StoreReader, query: str, tables: Mapping[str, Any]) -> pl.Da
     if _FILES.search(query):
         msg = f"the query {query!r} reads files; give them as tables instead: sql(query, name=frame)."
         raise InvalidPredicateError(msg)
-    frames: dict[str, Any] = {"obs": scan(reader.obs), "var": scan(reader.var)}
+    frames: dict[str, Any] = {name: scan(table) for name, table in stored.items()}
     for name, table in tables.items():
         frames[name] = table if isinstance(table, pl.DataFrame | pl.LazyFrame) else pl.from_pandas(table)
     run(reader.identity.check())
-    rewritten = _TABLE_ALONE.sub(r"SELECT * FROM \1 ", query)
+    rewritten = _TABLE_ALONE.sub(r"SELECT * FROM \1 ", _quoted(query, modalities))
     try:
         with pl.SQLContext(frames) as context:
             return context.execute(rewritten).collect()
     except pl.exceptions.ColumnNotFoundError as error:
-        known = [*reader.obs.columns, *reader.var.columns]
+        known = [column for table in stored.values() for column in table.columns]
         wanted = re.findall(r"\"?([\w.]+)\"?", str(error).partition("\n")[0])
         hint = next((h for w in wanted if (h := did_you_mean(w, known))), "")
         msg = f"the query names a column that does not exist: {str(error).partition(chr(10))[0]}.{hint}"
@@ -82,6 +96,19 @@ def execute(reader: StoreReader, query: str, tables: Mapping[str, Any]) -> pl.Da
         reason = str(error).partition("\n")[0]
         msg = f"cannot run the query {query!r}: {reason}. Tables: {', '.join(frames)}. {_EXAMPLE}"
         raise InvalidPredicateError(msg) from error
+
+
+def _quoted(query: str, modalities: Sequence[str]) -> str:
+    """Quote the columns of modalities (``rna.cell_type``, ``rna:cell_type``) that are not those of a table in FROM."""
+
+    def quoted(match: re.Match[str]) -> str:
+        owner, sign, column = match["owner"], match["sign"], match["column"]
+        is_table = sign == "." and re.search(rf"\b(?:FROM|JOIN)\s+{owner}\b", query, re.IGNORECASE)
+        if owner not in modalities or is_table:
+            return match.group()
+        return f'"{owner}:{column.strip(chr(34))}"'
+
+    return _OWNED.sub(lambda match: quoted(match) if match["owner"] else match.group(), query)
 
 
 def index_name(table: TableReader) -> str:

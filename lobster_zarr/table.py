@@ -275,6 +275,13 @@ class TableReader:
         return pd.DataFrame({n: read[n] for n in names}, index=index, columns=names or None)
 
 
+def named_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """Make the names of the rows a column, the first: ``index``, or as the index is named."""
+    if frame.index.name in frame.columns:  # which holds the same values
+        return frame.reset_index(drop=True)
+    return frame.reset_index(names=frame.index.name or ("_index" if "index" in frame.columns else "index"))
+
+
 def _nullable(encoding: str, values: np.ndarray, mask: np.ndarray, na_value: str) -> Any:
     if encoding == "nullable-integer":
         return pd.arrays.IntegerArray(values, mask=mask)

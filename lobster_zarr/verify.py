@@ -22,11 +22,11 @@ from lobster_zarr.address import Address
 from lobster_zarr.audit import differences
 from lobster_zarr.cluster import crew_for
 from lobster_zarr.dataset import Dataset
-from lobster_zarr.dataset import open as open_dataset
 from lobster_zarr.dense import read_array
 from lobster_zarr.errors import VerificationError
 from lobster_zarr.fingerprint import checked_band, source_part, stored_band, stored_slices
 from lobster_zarr.layout import COMPANION, SOURCE_ORDER, follows_obs
+from lobster_zarr.multimodal import open as open_dataset
 from lobster_zarr.node import FIRST
 from lobster_zarr.report import Progress, VerificationReport
 from lobster_zarr.scratch import balanced_bounds

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from zarr.core.buffer import default_buffer_prototype
 
-from lobster_zarr.dataset import Dataset
-from lobster_zarr.dataset import open as open_dataset
 from lobster_zarr.errors import FormatError, LobsterZarrError, NotFoundError, StorageError
+from lobster_zarr.multimodal import open as open_dataset
 from lobster_zarr.node import RESERVED_PREFIX
 from lobster_zarr.report import peak_memory_bytes
 from lobster_zarr.source import Source, open_source
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
     from lobster_zarr.address import Address
+    from lobster_zarr.dataset import Dataset
     from lobster_zarr.stream import Stream
 
 IDLE_SECONDS = 3600

@@ -42,7 +42,7 @@ RINGS: dict[int, set[str]] = {
         "fetch",
         "identity",
     },  # talks to a network
-    5: {"table", "sparse", "dense", "element"},  # one AnnData element each
+    5: {"table", "joined", "sparse", "dense", "element"},  # one AnnData element each
     6: {
         "report",
         "summary",
@@ -57,6 +57,10 @@ RINGS: dict[int, set[str]] = {
         "explain",
         "dataset",
         "multimodal",
+        "muquery",
+        "mureading",
+        "muprojection",
+        "mulazy",
         "lazy",
         "lazymatrix",
         "lazytable",
@@ -88,7 +92,19 @@ RINGS: dict[int, set[str]] = {
 }
 RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules}
 
-EXPORTS = ["ConversionReport", "Dataset", "Network", "Selection", "convert", "errors", "export", "open", "verify"]
+EXPORTS = [
+    "ConversionReport",
+    "Dataset",
+    "MultimodalDataset",
+    "MultimodalSelection",
+    "Network",
+    "Selection",
+    "convert",
+    "errors",
+    "export",
+    "open",
+    "verify",
+]
 
 # Slow or optional: `import lobster_zarr` leaves them to the function that needs them.
 # anndata alone takes a second, and brings dask, h5py, pandas and xarray.

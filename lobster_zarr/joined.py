@@ -1,0 +1,223 @@
+"""The tables of a MuData across its modalities: which row of each is which, and all columns as one table.
+
+MuData keeps, for every modality, where the rows of the global obs and var lie in
+it (``obsmap``, ``varmap``: the position counted from 1, 0 where the modality
+lacks the row). A column of a modality is one of the global table by its map:
+``rna:cell_type``. Must not know predicates or matrices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, override
+
+import numpy as np
+import pandas as pd
+
+from lobster_zarr.dense import read_array
+from lobster_zarr.errors import FormatError, UnsupportedError
+from lobster_zarr.grid import Runs
+from lobster_zarr.selection import runs
+from lobster_zarr.table import Column, Known, TableReader
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import polars as pl
+
+    from lobster_zarr.element import StoreReader
+
+ALIGNED = "aligned"
+"""Entry of the note of a map whose modality has exactly the rows of the global table, in their order."""
+
+
+class Maps:
+    """Where the rows of a global table lie in each modality; read once.
+
+    Parameters
+    ----------
+    reader
+        Of the MuData store.
+    table
+        ``"obs"`` or ``"var"``.
+    tables
+        The same table of each modality.
+    """
+
+    def __init__(self, reader: StoreReader, table: str, tables: Mapping[str, TableReader]) -> None:
+        self.reader, self.path, self.tables = reader, f"{table}map", tables
+        self.n_rows = getattr(reader, table).n_rows
+        self._known: dict[str, np.ndarray | None] = {}
+        self._locks = {name: asyncio.Lock() for name in tables}
+
+    def is_aligned(self, modality: str) -> bool:
+        """Whether it is known, without a request, that a modality's rows are those of the global table."""
+        if modality in self._known:
+            return self._known[modality] is None
+        path = f"{self.path}/{modality}"
+        noted = self.reader.fetcher.noted and self.reader.tree.is_array(path)
+        return noted and self.reader.tree.array(path).note.entries.get(ALIGNED) is True
+
+    async def places(self, modality: str) -> np.ndarray | None:
+        """Return the row in a modality of each row, int64, -1 where there is none; None where both are the same.
+
+        Raises
+        ------
+        FormatError
+            The map does not fit the modality.
+        """
+        async with self._locks[modality]:
+            if modality not in self._known:
+                self._known[modality] = None if self.is_aligned(modality) else await self._read(modality)
+            return self._known[modality]
+
+    async def _read(self, modality: str) -> np.ndarray | None:
+        node = self.reader.tree.array(f"{self.path}/{modality}")
+        stored = (await read_array(self.reader.fetcher, node)).reshape(-1)
+        places = stored.astype(np.int64) - 1
+        n_rows, present = self.tables[modality].n_rows, places[places >= 0]
+        fits = len(places) == self.n_rows and (not len(present) or present.max() < n_rows) and stored.dtype.kind in "iu"
+        if not fits or len(np.unique(present)) != len(present):
+            msg = (
+                f"{node.path!r} of {self.reader.uri} does not fit the {n_rows:,} rows of {modality!r} and the "
+                f"{self.n_rows:,} of the whole; the store is damaged: convert it again."
+            )
+            raise FormatError(msg)
+        return None if np.array_equal(places, np.arange(n_rows)) else places
+
+
+class JoinedTable(TableReader):
+    """A global table and the columns of the modalities' tables, ``<modality>:<column>``, as one.
+
+    Parameters
+    ----------
+    reader
+        Of the MuData store.
+    table
+        ``"obs"`` or ``"var"``.
+    maps
+        Of that table.
+    """
+
+    def __init__(self, reader: StoreReader, table: str, maps: Maps) -> None:
+        super().__init__(reader.fetcher, reader.tree, table)
+        self.maps, own = maps, self.columns
+        self.owners: dict[str, tuple[str, str]] = {
+            f"{name}:{column}": (name, column)
+            for name, part in maps.tables.items()
+            for column in part.columns
+            if f"{name}:{column}" not in own  # pulled into the global table
+        }
+        """Modality and column of each name that is not a column of the global table itself."""
+        self.columns = (*own, *self.owners)
+        self.seen: dict[str, Known] = {}
+        """What was read of a modality's table, of exactly the rows of the last read; for its own reading."""
+
+    def _owner(self, name: str) -> tuple[TableReader, str] | None:
+        if name not in self.owners:
+            return None
+        modality, column = self.owners[name]
+        return self.maps.tables[modality], column
+
+    @override
+    def kind(self, name: str) -> str:
+        owner = self._owner(name)
+        return owner[0].kind(owner[1]) if owner else super().kind(name)
+
+    @override
+    def polars_dtype(self, name: str) -> pl.DataType:
+        owner = self._owner(name)
+        return owner[0].polars_dtype(owner[1]) if owner else super().polars_dtype(name)
+
+    @override
+    def candidates(self, expression: pl.Expr, stored: Mapping[str, str], *, as_text: bool = False) -> Runs | None:
+        found = super().candidates(expression, {n: c for n, c in stored.items() if not self._owner(c)}, as_text=as_text)
+        for modality, part in self.maps.tables.items():
+            own = {n: self.owners[c][1] for n, c in stored.items() if self.owners.get(c, ("",))[0] == modality}
+            rows = part.candidates(expression, own, as_text=as_text) if own and self.maps.is_aligned(modality) else None
+            found = rows if found is None else found if rows is None else _both(found, rows)
+        return found
+
+    @override
+    async def column(self, name: str, rows: Runs | None = None) -> Column:
+        if name not in self.owners:
+            return await super().column(name, rows)
+        modality, column = self.owners[name]
+        part, places = self.maps.tables[modality], await self.maps.places(modality)
+        if places is None:
+            return self._keep(modality, column, rows, await part.column(column, rows))
+        wanted = places if rows is None else places[rows.positions()]
+        unique, at = np.unique(wanted[wanted >= 0], return_inverse=True)
+        own = None if len(unique) == part.n_rows else Runs(*runs(unique))
+        values = self._keep(modality, column, own, await part.column(column, own))
+        placed = np.full(len(wanted), -1)
+        placed[wanted >= 0] = at
+        return taken(values, placed)
+
+    def _keep(self, modality: str, column: str, rows: Runs | None, values: Column) -> Column:
+        kept = self.seen.setdefault(modality, Known(rows))
+        if _same(kept.rows, rows):
+            kept.columns[column] = values
+        return values
+
+
+def _same(a: Runs | None, b: Runs | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return np.array_equal(a.starts, b.starts) and np.array_equal(a.stops, b.stops)
+
+
+def _both(a: Runs, b: Runs) -> Runs:
+    return Runs(*runs(np.intersect1d(a.positions(), b.positions(), assume_unique=True)))
+
+
+def taken(values: Column, at: np.ndarray) -> Column:
+    """Take positions of a column; -1 is a missing value, which integers and booleans can hold then."""
+    missing = at < 0
+    if not missing.any():
+        return values[at]
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iub":
+        filled = values[np.where(missing, 0, at)] if len(values) else np.zeros(len(at), values.dtype)
+        kind: Any = pd.arrays.BooleanArray if values.dtype.kind == "b" else pd.arrays.IntegerArray
+        return kind(filled, missing)
+    return pd.api.extensions.take(values, at, allow_fill=True)
+
+
+class MultimodalReader:
+    """Reads a MuData store: the global elements, and each modality as a store of its own.
+
+    Parameters
+    ----------
+    reader
+        Of the whole store.
+
+    Raises
+    ------
+    FormatError
+        The store lacks what MuData needs.
+    """
+
+    def __init__(self, reader: StoreReader) -> None:
+        tree = reader.tree
+        names = tree.attributes("mod").get("mod-order") if "mod" in tree else None
+        stored = tree.children("mod")
+        names = names if isinstance(names, list) and set(names) >= set(stored) else stored
+        lacks = [f"mod/{n}" for n in names if n not in stored]
+        lacks += [p for p in ("obs", "var", "mod") if p not in tree]
+        lacks += [p for n in names for p in (f"obsmap/{n}", f"varmap/{n}") if not tree.is_array(p)]
+        if lacks:
+            msg = f"{reader.uri} is no complete MuData store: it lacks {', '.join(lacks)}. Write it with mudata >= 0.2."
+            raise FormatError(msg)
+        nested = [n for n in names if tree.encoding(f"mod/{n}") == "MuData"]
+        if nested:
+            msg = f"the modalities {nested} of {reader.uri} are MuData themselves; expected AnnData."
+            raise UnsupportedError(msg)
+        self.root = reader
+        self.modalities = {str(name): reader.below(f"mod/{name}") for name in names}
+        self.axis = int(tree.attributes("").get("axis", 0))
+        self.obsmap = Maps(reader, "obs", {name: part.obs for name, part in self.modalities.items()})
+        self.varmap = Maps(reader, "var", {name: part.var for name, part in self.modalities.items()})
+
+    def joined(self, table: str) -> JoinedTable:
+        """Return a global table with the columns of the modalities; of its own, as it remembers what it read."""
+        return JoinedTable(self.root, table, self.obsmap if table == "obs" else self.varmap)

@@ -1,0 +1,306 @@
+"""A MuData store that is open: its modalities, its global tables, and queries across them.
+
+Opening touches metadata only; a :class:`MultimodalSelection` reads nothing until
+its rows, table or modalities are asked for, and then only theirs.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, get_args
+
+from lobster_zarr.byterange import Network
+from lobster_zarr.dataset import Dataset
+from lobster_zarr.errors import InvalidArgumentError, NotFoundError, did_you_mean
+from lobster_zarr.joined import MultimodalReader
+from lobster_zarr.muprojection import WHOLE, of_modalities, projections
+from lobster_zarr.muquery import MultimodalSelection
+from lobster_zarr.mureading import Join, JointReading, Question
+from lobster_zarr.reopen import open_reader
+from lobster_zarr.report import parse_size
+from lobster_zarr.sql import execute
+from lobster_zarr.store import open_store
+from lobster_zarr.summary import summarize_modalities
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import mudata
+    import polars as pl
+
+    from lobster_zarr.element import StoreReader
+    from lobster_zarr.mulazy import LazyMuData
+    from lobster_zarr.node import Tree
+    from lobster_zarr.projection import Order
+    from lobster_zarr.summary import MultimodalInfo
+    from lobster_zarr.table import TableReader
+    from lobster_zarr.traffic import Stats
+
+
+class MultimodalDataset:
+    """An open MuData store.
+
+    Made by :func:`lobster_zarr.open`. ``dataset["rna"]`` is a modality, a :class:`Dataset`.
+
+    Parameters
+    ----------
+    reader
+        Reads the elements of the store.
+    """
+
+    def __init__(self, reader: StoreReader) -> None:
+        self.reader, self.uri = reader, reader.uri
+        self._data  # noqa: B018 - says whether it is a MuData
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"reader": self.reader, "uri": self.uri}
+
+    @cached_property
+    def _data(self) -> MultimodalReader:
+        return MultimodalReader(self.reader)
+
+    @cached_property
+    def modalities(self) -> dict[str, Dataset]:
+        """The modalities by name, in order."""
+        return {name: Dataset(part) for name, part in self._data.modalities.items()}
+
+    def __getitem__(self, modality: str) -> Dataset:
+        """Return one modality.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such modality.
+        """
+        self._check_modality(modality)
+        return self.modalities[modality]
+
+    def __contains__(self, modality: object) -> bool:
+        return modality in self.modalities
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.modalities)
+
+    def __len__(self) -> int:
+        return len(self.modalities)
+
+    def _check_modality(self, name: str) -> None:
+        if name not in self._data.modalities:
+            known = list(self._data.modalities)
+            msg = f"{self.uri} has no modality {name!r}.{did_you_mean(name, known)} It has: {known}"
+            raise NotFoundError(msg)
+
+    @property
+    def tree(self) -> Tree:
+        """The store's nodes."""
+        return self.reader.tree
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What this package noted at conversion; empty for other stores."""
+        return self.tree.noted()
+
+    @property
+    def axis(self) -> int:
+        """What the modalities share: 0, their cells; 1, their genes; -1, both."""
+        return self._data.axis
+
+    @property
+    def obs(self) -> TableReader:
+        """The global table of cells."""
+        return self.reader.obs
+
+    @property
+    def var(self) -> TableReader:
+        """The global table of genes."""
+        return self.reader.var
+
+    @property
+    def n_obs(self) -> int:
+        """The number of cells in any modality."""
+        return self.obs.n_rows
+
+    @property
+    def n_vars(self) -> int:
+        """The number of genes, of all modalities."""
+        return self.var.n_rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Cells and genes."""
+        return self.n_obs, self.n_vars
+
+    @property
+    def sort_by(self) -> tuple[str, ...]:
+        """Columns by which the rows of all modalities are stored grouped."""
+        return tuple(self.attributes.get("sort_by", ()))
+
+    @property
+    def obsm(self) -> list[str]:
+        """Names of the global members of obsm; the masks of the modalities left out."""
+        return [name for name in self.tree.children("obsm") if name not in self]
+
+    @property
+    def stats(self) -> Stats:
+        """Requests and bytes read since the store was opened, metadata left out."""
+        return self.reader.fetcher.stats
+
+    def info(self) -> MultimodalInfo:
+        """Describe the store from its metadata: no request."""
+        parts = {name: part.info() for name, part in self.modalities.items()}
+        return summarize_modalities(self.uri, self.tree, self.shape, self.attributes, parts)
+
+    def __repr__(self) -> str:
+        return str(self.info())
+
+    def _repr_html_(self) -> str:
+        return self.info().to_html()
+
+    def query(
+        self,
+        obs: Any = None,
+        var: Any = None,
+        *,
+        modalities: Sequence[str] | None = None,
+        join: Join = "outer",
+        order: Order = "source",
+        max_bytes: int | str | None = None,
+        memory_limit: int | str | None = None,
+        **elements: Any,
+    ) -> MultimodalSelection:
+        """Select cells by the columns of any modality, and genes of each; nothing is read yet.
+
+        Parameters
+        ----------
+        obs
+            As of :meth:`Dataset.query`, on the global table. A column of a modality is
+            ``rna:cell_type`` (in SQL also ``rna.cell_type``), missing for cells that the modality lacks.
+        var
+            A selector of the global var; or by modality one of its own:
+            ``{"rna": ["CD3D"], "prot": "all"}``. None for all.
+        modalities
+            Names of those that are wanted; nothing of the others is read, but for the columns that
+            the predicate names. None for all.
+        join
+            ``"outer"``: cells that any of them has, as slicing a MuData gives them; ``"inner"``: those
+            that all of them have.
+        order
+            ``"source"``: as slicing the source in memory gives them; ``"storage"``: as they are stored.
+        max_bytes, memory_limit
+            Refuse, before anything of a matrix is read, a query that would read more bytes, or need more
+            memory.
+        **elements
+            Fields of :class:`Projection`. A list of names restricts all modalities and the global elements:
+            ``counts`` of each that has it, ``rna:counts`` of one; or a mapping by modality.
+
+        Raises
+        ------
+        NotFoundError
+            A modality or an element that the store does not have; near names are offered.
+        """
+        chosen = self._chosen(modalities)
+        for name, given, expected in (("order", order, ("source", "storage")), ("join", join, get_args(Join))):
+            if given not in expected:
+                msg = f"{name} is {given!r}; expected {expected[0]!r} or {expected[1]!r}."
+                raise InvalidArgumentError(msg)
+        by_owner = projections(self._data, elements)
+        whole_var, var_of = of_modalities(self._data, var)
+        asked = Question(
+            obs,
+            whole_var,
+            {name: own for name, own in var_of.items() if name in chosen},
+            order,
+            chosen,
+            join,
+            by_owner,
+            by_owner[WHOLE],
+            None if max_bytes is None else parse_size(max_bytes, "max_bytes"),
+            None if memory_limit is None else parse_size(memory_limit, "memory_limit"),
+        )
+        return MultimodalSelection(JointReading(self._data, asked))
+
+    def _chosen(self, modalities: Sequence[str] | None) -> tuple[str, ...]:
+        if modalities is None:
+            return tuple(self._data.modalities)
+        if isinstance(modalities, str) or not modalities:
+            msg = f"modalities is {modalities!r}; expected a list of names, of {list(self._data.modalities)}."
+            raise InvalidArgumentError(msg)
+        for name in modalities:
+            self._check_modality(name)
+        return tuple(name for name in self._data.modalities if name in modalities)
+
+    def sql(self, query: str, **tables: Any) -> pl.DataFrame:
+        """Run SQL over ``obs``, ``var`` and the tables of the modalities; only what it needs is read.
+
+        Parameters
+        ----------
+        query
+            As of :meth:`Dataset.sql`. ``obs`` and ``var`` are the global tables, with the columns of
+            the modalities as ``rna.cell_type``: ``SELECT rna.cell_type, count(*) AS n FROM obs WHERE
+            prot.n_counts > 500 GROUP BY rna.cell_type``. ``rna`` is the obs of a modality, ``rna_var`` its var.
+        **tables
+            Polars or pandas frames, to be joined by name.
+
+        Returns
+        -------
+        polars.DataFrame
+            Without ORDER BY, rows come in storage order.
+
+        Raises
+        ------
+        InvalidPredicateError, NotFoundError
+            The query cannot be run, or names what does not exist.
+        """
+        data = self._data
+        named: dict[str, TableReader] = {"obs": data.joined("obs"), "var": data.joined("var")}
+        for name, part in data.modalities.items():
+            named |= {name: part.obs, f"{name}_var": part.var}
+        return execute(self.reader, named, query, tables, tuple(data.modalities))
+
+    def to_lazy(self, *, order: Order = "source", **options: Any) -> LazyMuData:
+        """Return everything as a lazy MuData: see :meth:`MultimodalSelection.to_lazy`, whose options it takes."""
+        return self.query(order=order).to_lazy(**options)
+
+    def to_memory(self) -> mudata.MuData:
+        """Read everything, in source order."""
+        return self.query().to_memory()
+
+
+def open(
+    uri: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    network: Network | None = None,
+) -> Dataset | MultimodalDataset:
+    """Open a store: one request where its metadata is consolidated.
+
+    Parameters
+    ----------
+    uri
+        ``s3://``, ``gs://``, ``az://``, ``http(s)://``, ``memory://`` or a local path
+        (a ``.zip`` too) of an AnnData-Zarr or MuData-Zarr store, written by this package or not.
+    storage_options
+        s3fs's names: ``key``, ``secret``, ``token``, ``endpoint_url``, ``anon``,
+        ``profile``, ``requester_pays``, ``client_kwargs``.
+    network
+        Latency, bandwidth and concurrency that plans assume: which gaps are read
+        through, which layout is the cheaper, how many seconds ``explain()`` tells.
+        Answers do not depend on it. None for 20 ms, 100 Mbit/s, 64 requests at once.
+
+    Returns
+    -------
+    Dataset or MultimodalDataset
+        The second for a MuData store.
+
+    Raises
+    ------
+    NotFoundError
+        There is no store.
+    FormatError
+        It is not an AnnData or MuData store.
+    StorageError
+        The storage refused, or could not be reached.
+    """
+    reader = open_reader(open_store(uri, storage_options), os.fspath(uri), network or Network())
+    return MultimodalDataset(reader) if reader.tree.encoding("") == "MuData" else Dataset(reader)
