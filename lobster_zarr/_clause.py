@@ -5,7 +5,7 @@ This module knows Polars and the kinds of columns. It must not know how a predic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -15,7 +15,7 @@ import polars as pl
 from lobster_zarr.errors import InvalidPredicateError, NotFoundError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -160,29 +160,43 @@ def to_polars(name: str, values: pd.Categorical | pd.api.extensions.ExtensionArr
 
 @dataclass(frozen=True)
 class Names:
-    """The columns that a predicate may name."""
+    """The columns that a predicate may name, and the features of matrices that were found for it, by spelling."""
 
-    kinds: dict[str, str | None]
+    kinds: Mapping[str, str | None]
     index: str
     axis: str
+    features: Mapping[str, str] = field(default_factory=dict)
 
     def resolve(self, name: str) -> str | None:
-        """Return the column that a spelling stands for, or None."""
+        """Return the column that a spelling stands for, or None; a column comes before a feature of its name."""
+        found = self._column(name)
+        return name if found is None and name in self.features else found
+
+    def _column(self, name: str) -> str | None:
         if name in self.kinds:
             return name
         if name in ("index", f"{self.axis}_names", self.index) and self.index not in self.kinds:
             return self.index
         prefix = f"{self.axis}."
-        return self.resolve(name[len(prefix) :]) if name.startswith(prefix) else None
+        return self._column(name[len(prefix) :]) if name.startswith(prefix) else None
 
     def kind(self, column: str) -> str | None:
-        return self.kinds.get(column, "string")  # only the index is not among the kinds
+        # Only the index is among neither.
+        return self.kinds[column] if column in self.kinds else self.features.get(column, "string")
 
-    def unknown(self, name: str) -> NotFoundError:
+    def label(self, column: str) -> str:
+        """What messages call a column or a feature."""
+        is_feature = column in self.features and self._column(column) is None
+        return f"feature {column!r}" if is_feature else f"{self.axis} column {column!r}"
+
+    def unknown(self, name: str, elsewhere: str = "", features: Iterable[str] = ()) -> NotFoundError:
+        """Make the error for a name that is no column; `elsewhere` says where else it is not, `features` what is."""
         known = [*self.kinds, self.index]
         shown = ", ".join(map(repr, known[:8])) + (", …" if len(known) > 8 else "")
-        hint = did_you_mean(name, known) or f" It has {shown}."
-        return NotFoundError(f"{self.axis} has no column {name!r}.{hint}")
+        near = did_you_mean(name, known) or did_you_mean(name, features)
+        error = NotFoundError(f"{self.axis} has no column {name!r}{elsewhere}.{near or f' {self.axis} has {shown}.'}")
+        error.name = None if name.startswith(f"{self.axis}.") else name
+        return error
 
 
 def short(value: object) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from lobster_zarr._clause import GROUPS, article, reason, short
+from lobster_zarr._feature import Feature
 from lobster_zarr._source import EXAMPLE
 from lobster_zarr.errors import InvalidPredicateError
 
@@ -47,6 +48,7 @@ _ARITHMETIC: Final[dict[type, Callable[[Any, Any], Any]]] = {
     ast.Div: operator.truediv,
     ast.Mod: operator.mod,
 }
+_BRACKETS: Final = "obs['cell type'], X['HLA-DRA'], layers['counts']['HLA-DRA']"
 _METHODS: Final = {"isna": 0, "isnull": 0, "notna": 0, "notnull": 0, "isin": 1, "between": 2, "abs": 0}
 _TEXT_METHODS: Final = {"contains": 1, "startswith": 1, "endswith": 1, "lower": 0, "upper": 0}
 
@@ -111,7 +113,7 @@ class Reader:
         match node:
             case ast.Constant(value=value):
                 found = self.constant(value, node)
-            case ast.Name() | ast.Attribute():
+            case ast.Name() | ast.Attribute() | ast.Subscript():
                 found = self.column(self.dotted(node), node)
             case ast.BoolOp(op=op, values=values):
                 join = pl.all_horizontal if isinstance(op, ast.And) else pl.any_horizontal
@@ -132,28 +134,48 @@ class Reader:
         return found
 
     def dotted(self, node: ast.expr) -> str:
-        """Return the name that a chain of attributes spells: columns such as `orig.ident` have dots."""
+        """Return the name that a chain of attributes spells: columns such as `orig.ident` have dots.
+
+        Of names in brackets, return the column of ``obs['cell type']``, and how a :class:`Feature` is spelled.
+        """
         parts: list[str] = []
-        while isinstance(node, ast.Attribute):
-            parts.append(node.attr)
-            node = node.value
-        if not isinstance(node, ast.Name):
-            raise self.refuse(node, "an attribute is not allowed here.")
-        parts.append(node.id)
-        return ".".join(self.source.quoted.get(part, part) for part in reversed(parts))
+        brackets, inner = "", node  # for each part, whether it stood in brackets
+        while isinstance(inner, ast.Attribute | ast.Subscript):
+            if isinstance(inner, ast.Attribute):
+                parts.append(self.source.quoted.get(inner.attr, inner.attr))
+            elif isinstance(inner.slice, ast.Constant) and isinstance(inner.slice.value, str):
+                parts.append(inner.slice.value)
+            else:
+                raise self.refuse(inner.slice, f"expected a name in quotes between brackets: {_BRACKETS}.")
+            brackets += "." if isinstance(inner, ast.Attribute) else "["
+            inner = inner.value
+        if not isinstance(inner, ast.Name):
+            raise self.refuse(inner, "an attribute is not allowed here.")
+        root = self.source.quoted.get(inner.id, inner.id)
+        if "[" not in brackets:
+            return ".".join([root, *reversed(parts)])
+        match root, parts[::-1]:
+            case "X", [name]:
+                return Feature("X", name).spelled
+            case "layers", [layer, *names] if names and brackets[-1] == "[":
+                return Feature(f"layers/{layer}", ".".join(names)).spelled
+            case self.names.axis, [name]:
+                return name if name in self.names.kinds else f"{root}.{name}"
+        raise self.refuse(node, f"brackets are not allowed here; they name a column or a feature: {_BRACKETS}.")
 
     def column(self, name: str, node: ast.expr | None) -> Term:
         column = self.names.resolve(name)
         if column is None:
             owner, _, attribute = name.rpartition(".")
-            if attribute.startswith("__") or (owner and self.names.resolve(owner) is not None):
+            chained = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute)
+            if chained and (attribute.startswith("__") or self.names.resolve(owner) is not None):
                 raise self.refuse(node, f"{attribute!r} is not allowed; {_METHOD_LIST} are.")
             raise self.names.unknown(name)
         self.used[column] = None
         kind = self.names.kind(column)
         if kind not in GROUPS:
-            return Term(pl.col(column), None, f"{self.names.axis} column {column!r}")
-        return Term(pl.col(column), kind, f"{self.names.axis} column {column!r}, {article(kind)}")
+            return Term(pl.col(column), None, self.names.label(column))
+        return Term(pl.col(column), kind, f"{self.names.label(column)}, {article(kind)}")
 
     def constant(self, value: Any, node: ast.expr | None) -> Term:
         kind = _CONSTANT_KINDS.get(type(value))

@@ -37,6 +37,7 @@ _SQL_TOKENS: Final = re.compile(
     r"(?P<string>'(?:''|[^'])*')|\"(?:\"\"|[^\"])*\"|`[^`]*`|(?P<hidden>--|/\*|\$|#|\w+['\"])"
     r"|(?P<word>[^\W\d][\w.]*)|[\d.]+|[^\s,]"
 )
+_BRACKETED: Final = frozenset({"X", "LAYERS", "OBS"})
 _SQL_STATEMENTS: Final = frozenset({"SELECT", "WITH", "VALUES", "TABLE", "FROM"})
 
 
@@ -84,6 +85,10 @@ def _rewrite_sql(text: str, names: Names) -> str:
             raise InvalidPredicateError(f"comments, $ and prefixed strings are not allowed, got {found}")
         if upper in _SQL_STATEMENTS and (before, upper) != ("DISTINCT", "FROM"):
             raise InvalidPredicateError(f"expected an expression, got {found} (a column so named goes in quotes)")
+        if found == "[" and before in _BRACKETED:
+            raise InvalidPredicateError(
+                "brackets are Python; in SQL a feature of X goes by its name, in double quotes where it is no word"
+            )
         before = upper
         column = names.resolve(found) if match["word"] else None
         if column is not None and (column != found or "." in found):
@@ -138,5 +143,5 @@ def _check_types(predicate: Predicate, names: Names) -> None:
             failures.append(error)
         else:
             return
-    used = ", ".join(f"{names.axis} column {name!r} is {article(kind)}" for name, kind in kinds.items())
+    used = ", ".join(f"{names.label(name)} is {article(kind)}" for name, kind in kinds.items())
     raise InvalidPredicateError(f"{failures[0]} Here {used}.") from failures[0]

@@ -43,6 +43,9 @@ class LobsterZarrError(Exception):
 class NotFoundError(LobsterZarrError, KeyError):
     """A store, element, column, name or object is not there."""
 
+    name: str | None = None
+    """What a predicate named that is no column, where it may yet be something else; None otherwise."""
+
 
 class InvalidSelectionError(LobsterZarrError, IndexError):
     """Positions, a slice or a mask do not fit the axis they select on."""

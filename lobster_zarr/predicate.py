@@ -50,6 +50,7 @@ def parse(
     *,
     index: str = "index",
     axis: str = "obs",
+    features: Mapping[str, str] | None = None,
 ) -> Predicate:
     """Translate a condition into one Polars expression.
 
@@ -66,7 +67,10 @@ def parse(
         The name under which the names of the rows are a column of the table. Text and mappings may also say
         ``index``, ``obs_names`` or ``var_names``, unless a column has that name.
     axis
-        "obs" or "var": the optional prefix of a column (``obs.donor``), and what messages say.
+        "obs" or "var": the optional prefix of a column (``obs.donor``, ``obs['cell type']``), and what messages say.
+    features
+        Further names that it may use, each with its kind: features of matrices, as they are spelled. A column
+        of the same name comes first.
 
     Returns
     -------
@@ -78,10 +82,11 @@ def parse(
     InvalidPredicateError
         It cannot be read, does more than compare columns, or compares a column with the wrong type.
     NotFoundError
-        It names a column that does not exist.
+        It names a column that does not exist; the error's `name` is how it was spelled, where it could be that
+        of a feature.
     """
     kinds: dict[str, str | None] = dict(columns) if isinstance(columns, Mapping) else dict.fromkeys(columns)
-    names = Names(kinds, index, axis)
+    names = Names(kinds, index, axis, features or {})
     if isinstance(predicate, str):
         return _parse_text(predicate.strip(), names)
     if isinstance(predicate, pl.Expr):

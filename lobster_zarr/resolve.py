@@ -1,12 +1,14 @@
 """Brings what a user asks for along an axis to positions in storage order.
 
-Reads the columns and names that this takes, and keeps them for the result.
-Must not know matrices.
+Reads the columns, names and features that this takes, and keeps what the result
+needs too. Must not know how matrices lie.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,10 @@ import pandas as pd
 import polars as pl
 
 from lobster_zarr import predicate as predicates
-from lobster_zarr.errors import did_you_mean
+from lobster_zarr._clause import Names
+from lobster_zarr._feature import Feature
+from lobster_zarr.errors import NotFoundError, did_you_mean
+from lobster_zarr.features import Found, check_matrix, find, has_x, read_features, searched
 from lobster_zarr.fetch import together
 from lobster_zarr.grid import Runs
 from lobster_zarr.projection import Axis, Order
@@ -47,12 +52,17 @@ class Resolver:
         What was read on the way, by table.
     notes
         Why no row is left, where none is.
+    features
+        The values of features that a predicate has read, for the rows that are known of obs.
     """
 
     reader: StoreReader
     order: Order
     known: dict[str, Known] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    features: dict[Found, np.ndarray] = field(default_factory=dict)
+    _indexes: dict[str, pd.Index] = field(default_factory=dict, init=False)
+    _locks: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock), init=False)
 
     async def axis(self, table: TableReader, selector: Any, *, ordered: bool) -> Axis:
         """Bring a selector to positions in storage order.
@@ -91,38 +101,96 @@ class Resolver:
 
     async def _matching(self, table: TableReader, selector: Any) -> np.ndarray:
         """Stored positions of the rows that satisfy a predicate."""
-        kinds = {name: table.kind(name) for name in table.columns}
-        index = "_index" if "index" in kinds else "index"
-        parsed = predicates.parse(selector, kinds, index=index, axis=table.path)
-        stored = [c if c in kinds else table.index_column for c in parsed.columns]
-        rows = table.candidates(parsed.expression, dict(zip(parsed.columns, stored, strict=True)))
+        parsed, features = await self._parse(table, selector)
+        columns = (c for c in parsed.columns if c not in features)
+        stored = {c: c if c in table.columns else table.index_column for c in columns}
+        rows = table.candidates(parsed.expression, stored)  # a feature has no zones: it may match anywhere
         known = self.known.setdefault(table.path, Known(rows))
-        frame = await self._columns(table, parsed, stored, known)
+        frame = await self._columns(table, parsed, stored, features, known, self.features)
         found = np.flatnonzero(predicates.evaluate(parsed, frame))
         if table.n_rows and not len(found):
             # What the other rows hold says why.
-            whole = frame if known.rows is None else await self._columns(table, parsed, stored, Known())
+            whole = frame if known.rows is None else await self._columns(table, parsed, stored, features, Known(), {})
             self.notes = tuple(_why_empty(parsed, whole))
         return found if known.rows is None else known.rows.positions()[found]
 
+    async def _parse(self, table: TableReader, selector: Any) -> tuple[predicates.Predicate, dict[str, Found]]:
+        """Parse a predicate; what it names of obs that is no column is looked for among the features."""
+        kinds = {name: table.kind(name) for name in table.columns}
+        index = "_index" if "index" in kinds else "index"
+        features: dict[str, Found] = {}
+        while True:
+            try:
+                of_features = {spelled: found.kind for spelled, found in features.items()}
+                return predicates.parse(selector, kinds, index=index, axis=table.path, features=of_features), features
+            except NotFoundError as error:
+                if error.name is None or table.path != "obs":
+                    raise
+                spelled = error.name
+            features[spelled] = await self._feature(spelled, Names(kinds, index, table.path))
+
+    async def _feature(self, spelled: str, columns: Names) -> Found:
+        """Find the feature that a name stands for which is no column of obs."""
+        feature, is_bare = Feature.of(spelled), "[" not in spelled
+        if is_bare and not has_x(self.reader):
+            raise columns.unknown(spelled, ", and the store has no X with features")
+        check_matrix(self.reader, feature)
+        names = await self._feature_names(feature.path)
+        # A gene may well be called "X.1".
+        found = find(self.reader, Feature("X", spelled), names) if feature.path == "X" else None
+        found = found or find(self.reader, feature, names)
+        if found is not None:
+            return found
+        if is_bare:
+            raise columns.unknown(spelled, " and X no feature of that name", searched(names))
+        near = did_you_mean(feature.name, searched(names))
+        msg = f"{feature.matrix} has no feature {feature.name!r}, which the predicate names.{near}"
+        raise NotFoundError(msg)
+
+    async def _feature_names(self, path: str) -> pd.Index:
+        """Read the names of the features, and at the same time what reading some of them by gene needs."""
+        work: list[Any] = [self._names(self.reader.var, wanted=True)]
+        if self.reader.is_sparse(path):
+            work.append(self.reader.prefetch(path, None, Runs.whole(0), few_columns=True, ordered=False))
+        names: pd.Index = (await together(*work))[0]
+        return names
+
     async def _columns(
-        self, table: TableReader, parsed: predicates.Predicate, stored: list[str], known: Known
+        self,
+        table: TableReader,
+        parsed: predicates.Predicate,
+        stored: Mapping[str, str],
+        features: Mapping[str, Found],
+        known: Known,
+        values: dict[Found, np.ndarray],
     ) -> pl.DataFrame:
-        """Read the columns of a predicate that are not known, and make its table."""
-        missing = [c for c in dict.fromkeys(stored) if c not in known.columns]
-        read = await together(*(table.column(c, known.rows) for c in missing))
+        """Read the columns and features of a predicate that are not known, and make its table."""
+        missing = [c for c in dict.fromkeys(stored.values()) if c not in known.columns]
+        unread = [features[c] for c in parsed.columns if c in features and features[c] not in values]
+        read, found = await together(
+            together(*(table.column(c, known.rows) for c in missing)), read_features(unread, known.rows)
+        )
         known.columns.update(zip(missing, read, strict=True))
-        series = [predicates.to_polars(c, known.columns[s]) for c, s in zip(parsed.columns, stored, strict=True)]
+        values.update(found)
+        series = [
+            predicates.to_polars(c, values[features[c]] if c in features else known.columns[stored[c]])
+            for c in parsed.columns
+        ]
         return pl.DataFrame(series) if series else pl.DataFrame({"_": np.zeros(table.n_rows, bool)})
 
     async def _names(self, table: TableReader, *, wanted: bool) -> pd.Index | None:
         """Read all names, and keep them for the result; None where they are not wanted."""
         if not wanted:
             return None
-        known = self.known.setdefault(table.path, Known())
-        if table.index_column not in known.columns:
-            known.columns[table.index_column] = await table.column(table.index_column)
-        return table.as_index(known.columns[table.index_column])
+        async with self._locks[table.path]:  # both axes may need those of var
+            if table.path not in self._indexes:
+                known = self.known.setdefault(table.path, Known())
+                # A predicate may have read some rows of the table alone: these are all.
+                known = known if known.rows is None else Known()
+                if table.index_column not in known.columns:
+                    known.columns[table.index_column] = await table.column(table.index_column)
+                self._indexes[table.path] = table.as_index(known.columns[table.index_column])
+            return self._indexes[table.path]
 
 
 def _why_empty(parsed: predicates.Predicate, frame: pl.DataFrame) -> Iterator[str]:
@@ -130,12 +198,16 @@ def _why_empty(parsed: predicates.Predicate, frame: pl.DataFrame) -> Iterator[st
     empty = [clause for clause in parsed.clauses if not predicates.evaluate(clause, frame).any()]
     for clause in empty:
         constants = [a or b for a, b in re.findall(r"'([^']*)'|\"([^\"]*)\"", clause.text)]
-        texts = [frame[c].cast(pl.String).unique().drop_nulls() for c in clause.columns if frame[c].dtype != pl.Boolean]
+        texts = [frame[c].cast(pl.String).unique().drop_nulls() for c in clause.columns if _is_text(frame[c])]
         few = [values.to_list() for values in texts if len(values) <= MAX_HINTED_VALUES]
         hints = (did_you_mean(constant, values) for constant in constants for values in few)
         yield f"no row matches {clause.text}.{next((h for h in hints if h), '')}"
     if not empty and len(parsed.clauses) > 1:
         yield "each clause matches rows, but no row matches all of them."
+
+
+def _is_text(values: pl.Series) -> bool:
+    return values.dtype in (pl.String, pl.Enum)
 
 
 def _names_needed(selector: Any) -> bool:

@@ -25,7 +25,18 @@ VAGUE = {"utils", "util", "helpers", "common", "core", "manager", "misc"}
 RINGS: dict[int, set[str]] = {
     0: {"errors"},
     1: {"selection", "grid", "byterange", "epoch"},  # pure arithmetic
-    2: {"noted", "zones", "node", "layout", "predicate", "_clause", "_python", "_sql", "_source"},  # pure model
+    2: {
+        "noted",
+        "zones",
+        "node",
+        "layout",
+        "predicate",
+        "_clause",
+        "_feature",
+        "_python",
+        "_sql",
+        "_source",
+    },  # pure model
     3: {"plan"},  # pure planning
     4: {
         "agent",
@@ -52,6 +63,7 @@ RINGS: dict[int, set[str]] = {
         "costs",
         "loader",
         "resolve",
+        "features",
         "sql",
         "projection",
         "explain",
