@@ -178,7 +178,10 @@ class Names:
         if name in ("index", f"{self.axis}_names", self.index) and self.index not in self.kinds:
             return self.index
         prefix = f"{self.axis}."
-        return self._column(name[len(prefix) :]) if name.startswith(prefix) else None
+        if name.startswith(prefix):
+            return self._column(name[len(prefix) :])
+        of_modality = name.replace(".", ":", 1)  # as SQL says it
+        return of_modality if of_modality in self.kinds else None
 
     def kind(self, column: str) -> str | None:
         # Only the index is among neither.

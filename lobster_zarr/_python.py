@@ -154,13 +154,15 @@ class Reader:
         root = self.source.quoted.get(inner.id, inner.id)
         if "[" not in brackets:
             return ".".join([root, *reversed(parts)])
-        match root, parts[::-1]:
+        modality, colon, element = root.rpartition(":")
+        owner = modality + colon
+        match element, parts[::-1]:
             case "X", [name]:
-                return Feature("X", name).spelled
+                return owner + Feature("X", name).spelled
             case "layers", [layer, *names] if names and brackets[-1] == "[":
-                return Feature(f"layers/{layer}", ".".join(names)).spelled
+                return owner + Feature(f"layers/{layer}", ".".join(names)).spelled
             case self.names.axis, [name]:
-                return name if name in self.names.kinds else f"{root}.{name}"
+                return owner + name if owner + name in self.names.kinds else f"{root}.{name}"
         raise self.refuse(node, f"brackets are not allowed here; they name a column or a feature: {_BRACKETS}.")
 
     def column(self, name: str, node: ast.expr | None) -> Term:

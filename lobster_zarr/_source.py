@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 EXAMPLE: Final = "Write for example: cell_type == 'T cell' and n_counts > 500"
 _PYTHON_TOKENS: Final = re.compile(
-    r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`(?P<quoted>[^`]+)`|(?P<operator>[&|])|(?P<blank>\s)", re.DOTALL
+    r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|(?P<owner>[^\W\d]\w*:)?`(?P<quoted>[^`]+)`"
+    r"|(?P<owned>[^\W\d]\w*:[^\W\d]\w*)|(?P<operator>[&|])|(?P<blank>\s)",
+    re.DOTALL,
 )
 
 
@@ -23,7 +25,8 @@ class Source:
     """A text, and the same text as Python's parser is given it.
 
     ``&`` and ``|`` become ``and`` and ``or``, so that they bind looser than comparisons, as in pandas'
-    `query`; a name in backticks becomes an identifier of the same length that nobody writes.
+    `query`; a name in backticks, or one of a modality (``rna:cell_type``), becomes an identifier of the same length
+    that nobody writes.
     """
 
     text: str
@@ -42,9 +45,9 @@ class Source:
             python.append(text[end:start])
             origin += range(end, start)
             end = match.end()
-            if match["quoted"]:
+            if match["quoted"] or match["owned"]:
                 found = chr(0x20000 + len(quoted)) * len(found)
-                quoted[found] = match["quoted"]
+                quoted[found] = match["owned"] or f"{match['owner'] or ''}{match['quoted']}"
             elif match["operator"]:
                 found = {"&": " and ", "|": " or "}[found]
             elif match["blank"]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _MAX_SQL_WORDS: Final = 400  # 400 operators in a row overflow half a megabyte of stack inside Polars
 _SQL_TOKENS: Final = re.compile(
     r"(?P<string>'(?:''|[^'])*')|\"(?:\"\"|[^\"])*\"|`[^`]*`|(?P<hidden>--|/\*|\$|#|\w+['\"])"
-    r"|(?P<word>[^\W\d][\w.]*)|[\d.]+|[^\s,]"
+    r"|(?P<word>[^\W\d][\w.]*(?::[^\W\d][\w.]*)?)|[\d.]+|[^\s,]"
 )
 _BRACKETED: Final = frozenset({"X", "LAYERS", "OBS"})
 _SQL_STATEMENTS: Final = frozenset({"SELECT", "WITH", "VALUES", "TABLE", "FROM"})
@@ -91,8 +91,9 @@ def _rewrite_sql(text: str, names: Names) -> str:
             )
         before = upper
         column = names.resolve(found) if match["word"] else None
-        if column is not None and (column != found or "." in found):
-            quoted = column.replace('"', '""')
+        dotted = bool(match["word"]) and not {".", ":"}.isdisjoint(found)
+        if dotted or (column is not None and column != found):
+            quoted = (found if column is None else column).replace('"', '""')
             rewritten, end = f'{rewritten}{text[end : match.start()]}"{quoted}"', match.end()
     if words > _MAX_SQL_WORDS:
         raise InvalidPredicateError(f"expected at most {_MAX_SQL_WORDS} words and operators, got {words}")

@@ -143,16 +143,27 @@ class JoinedTable(TableReader):
         if name not in self.owners:
             return await super().column(name, rows)
         modality, column = self.owners[name]
-        part, places = self.maps.tables[modality], await self.maps.places(modality)
+        own, placed = await self.located(modality, rows)
+        values = self._keep(modality, column, own, await self.maps.tables[modality].column(column, own))
+        return values if placed is None else taken(values, placed)
+
+    async def located(self, modality: str, rows: Runs | None) -> tuple[Runs | None, np.ndarray | None]:
+        """Locate rows of the global table in a modality.
+
+        Returns
+        -------
+        tuple
+            The rows of the modality, None for all; and where among these each row is, int64, -1 where
+            the modality lacks it, None where they are the same one after another.
+        """
+        places = await self.maps.places(modality)
         if places is None:
-            return self._keep(modality, column, rows, await part.column(column, rows))
+            return rows, None
         wanted = places if rows is None else places[rows.positions()]
         unique, at = np.unique(wanted[wanted >= 0], return_inverse=True)
-        own = None if len(unique) == part.n_rows else Runs(*runs(unique))
-        values = self._keep(modality, column, own, await part.column(column, own))
         placed = np.full(len(wanted), -1)
         placed[wanted >= 0] = at
-        return taken(values, placed)
+        return None if len(unique) == self.maps.tables[modality].n_rows else Runs(*runs(unique)), placed
 
     def _keep(self, modality: str, column: str, rows: Runs | None, values: Column) -> Column:
         kept = self.seen.setdefault(modality, Known(rows))

@@ -18,6 +18,7 @@ import numpy as np
 from lobster_zarr.costs import check_budget
 from lobster_zarr.explain import QueryPlan
 from lobster_zarr.fetch import together
+from lobster_zarr.muresolve import JointResolver
 from lobster_zarr.projection import Axis, Order, Projection
 from lobster_zarr.reading import Reading
 from lobster_zarr.resolve import Resolver
@@ -103,24 +104,25 @@ class JointReading:
     def __init__(self, data: MultimodalReader, asked: Question) -> None:
         self.data, self.asked, self.stats = data, asked, Stats()
         self.obs, self.var = data.joined("obs"), data.joined("var")
-        self.resolver = Resolver(data.root, asked.order)
         whole = replace(asked.whole, X=False, raw=False, layers=[])
         self.root = Reading(data.root, asked.obs, asked.var, asked.order, whole, stats=self.stats)
-        self.root.resolver = self.resolver
         self.parts = {name: self._part(name) for name in asked.modalities}
+        others = {name: Resolver(part, asked.order) for name, part in data.modalities.items() if name not in self.parts}
+        resolvers = {name: part.resolver for name, part in self.parts.items()} | others
+        self.resolver = self.root.resolver = JointResolver(data, asked.order, self.obs, resolvers)
         self._axes: tuple[Places, Places] | None = None
 
     def _part(self, name: str) -> Reading:
         asked = self.asked
-        obs = ... if self._by_rows else None  # which rows is resolved here, and their order
+        obs = ... if self._sliced else None  # which rows is resolved here, and their order
         var = asked.var_of.get(name, asked.var)
-        order: Order = "storage" if self._by_rows else asked.order
+        order: Order = "storage" if self._sliced else asked.order
         return Reading(self.data.modalities[name], obs, var, order, asked.projections[name], stats=self.stats)
 
     @property
-    def _by_rows(self) -> bool:
-        """Whether the rows of a modality follow from those of the global table."""
-        return self.asked.obs is not None or self.asked.join == "inner"
+    def _sliced(self) -> bool:
+        """Whether cells and genes of a modality are in the order of the global tables, as slicing a MuData has them."""
+        return self.asked.obs is not None or self.asked.var is not None or self.asked.join == "inner"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -192,7 +194,7 @@ class JointReading:
     async def _rows(self) -> tuple[Places, dict[str, Axis]]:
         axis = await self.root.settled(await self.resolver.axis(self.obs, self.asked.obs, ordered=True))
         stored, places = await self._keep(axis.stored(self.obs.n_rows))
-        if self._by_rows:
+        if self._sliced:
             return _by_whole(stored, places, self.data.obsmap)
         own = await together(*(self._own_rows(part) for part in self.parts.values()))
         return _by_parts(stored, places, self.data.obsmap, dict(zip(self.parts, own, strict=True)))
@@ -208,9 +210,13 @@ class JointReading:
             stored, places = _joined(stored, every, None if self._filter is None else "outer")
             return _by_whole(stored, places, self.data.varmap)
         stored = np.arange(self.var.n_rows)
-        work: Any = (self._places(self.data.varmap, stored), *(part.columns() for part in self.parts.values()))
-        places, *own = await together(*work)
-        return _by_parts(stored, places, self.data.varmap, dict(zip(self.parts, own, strict=True)))
+        ordered = {name for name in self.parts if self._sliced and name not in self.asked.var_of}
+        free = {name: part for name, part in self.parts.items() if name not in ordered}
+        work: Any = (self._places(self.data.varmap, stored), *(part.columns() for part in free.values()))
+        places, *found = await together(*work)
+        own = dict(zip(free, found, strict=True))
+        own |= {name: _axis(_present(places[name]), self.data.varmap.tables[name].n_rows) for name in ordered}
+        return _by_parts(stored, places, self.data.varmap, own)
 
     async def read(self) -> mudata.MuData:
         """Read everything that is asked for."""
@@ -265,6 +271,10 @@ class JointReading:
         )
 
 
+def _present(places: np.ndarray) -> np.ndarray:
+    return places[places >= 0]
+
+
 def _axis(stored: np.ndarray, n_rows: int) -> Axis:
     whole = len(stored) == n_rows and bool(np.all(stored == np.arange(n_rows)))
     return Axis(None, None) if whole else Axis.of(stored)
@@ -283,7 +293,7 @@ def _joined(
 
 def _by_whole(stored: np.ndarray, places: dict[str, np.ndarray], maps: Maps) -> tuple[Places, dict[str, Axis]]:
     """Of each modality take the rows that those of the global table stand for, in their order."""
-    axes = {name: _axis(at[at >= 0], maps.tables[name].n_rows) for name, at in places.items()}
+    axes = {name: _axis(_present(at), maps.tables[name].n_rows) for name, at in places.items()}
     counted = {name: np.where(at >= 0, np.cumsum(at >= 0), 0).astype(np.uint32) for name, at in places.items()}
     return Places(_axis(stored, maps.n_rows), len(stored), counted), axes
 

@@ -29,7 +29,7 @@ from lobster_zarr.selection import positions, runs
 from lobster_zarr.table import Known
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from lobster_zarr.element import StoreReader
     from lobster_zarr.table import TableReader
@@ -127,15 +127,15 @@ class Resolver:
                 if error.name is None or table.path != "obs":
                     raise
                 spelled = error.name
-            features[spelled] = await self._feature(spelled, Names(kinds, index, table.path))
+            features[spelled] = await self.feature(spelled, Names(kinds, index, table.path))
 
-    async def _feature(self, spelled: str, columns: Names) -> Found:
+    async def feature(self, spelled: str, columns: Names) -> Found:
         """Find the feature that a name stands for which is no column of obs."""
         feature, is_bare = Feature.of(spelled), "[" not in spelled
         if is_bare and not has_x(self.reader):
             raise columns.unknown(spelled, ", and the store has no X with features")
         check_matrix(self.reader, feature)
-        names = await self._feature_names(feature.path)
+        names = await self.feature_names(feature.path)
         # A gene may well be called "X.1".
         found = find(self.reader, Feature("X", spelled), names) if feature.path == "X" else None
         found = found or find(self.reader, feature, names)
@@ -147,7 +147,7 @@ class Resolver:
         msg = f"{feature.matrix} has no feature {feature.name!r}, which the predicate names.{near}"
         raise NotFoundError(msg)
 
-    async def _feature_names(self, path: str) -> pd.Index:
+    async def feature_names(self, path: str) -> pd.Index:
         """Read the names of the features, and at the same time what reading some of them by gene needs."""
         work: list[Any] = [self._names(self.reader.var, wanted=True)]
         if self.reader.is_sparse(path):
@@ -168,7 +168,7 @@ class Resolver:
         missing = [c for c in dict.fromkeys(stored.values()) if c not in known.columns]
         unread = [features[c] for c in parsed.columns if c in features and features[c] not in values]
         read, found = await together(
-            together(*(table.column(c, known.rows) for c in missing)), read_features(unread, known.rows)
+            together(*(table.column(c, known.rows) for c in missing)), self.read_features(unread, known.rows)
         )
         known.columns.update(zip(missing, read, strict=True))
         values.update(found)
@@ -177,6 +177,10 @@ class Resolver:
             for c in parsed.columns
         ]
         return pl.DataFrame(series) if series else pl.DataFrame({"_": np.zeros(table.n_rows, bool)})
+
+    async def read_features(self, wanted: Sequence[Found], rows: Runs | None) -> dict[Found, Any]:
+        """Read the values of features for some rows of obs."""
+        return await read_features(wanted, rows)
 
     async def _names(self, table: TableReader, *, wanted: bool) -> pd.Index | None:
         """Read all names, and keep them for the result; None where they are not wanted."""

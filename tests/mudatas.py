@@ -9,9 +9,8 @@ import anndata as ad
 import mudata
 import numpy as np
 import pandas as pd
-from scipy import sparse
-
 from oracle import assert_equal
+from scipy import sparse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
 N_CELLS = 300
 
 
-def modality(rng: np.random.Generator, cells: np.ndarray, n_vars: int, prefix: str, *, dense: bool = False) -> ad.AnnData:
+def modality(
+    rng: np.random.Generator, cells: np.ndarray, n_vars: int, prefix: str, *, dense: bool = False
+) -> ad.AnnData:
     """Make an AnnData with every kind of column that a predicate may name."""
     n = len(cells)
     obs = pd.DataFrame(
@@ -31,9 +32,7 @@ def modality(rng: np.random.Generator, cells: np.ndarray, n_vars: int, prefix: s
         },
         index=cells,
     )
-    var = pd.DataFrame(
-        {"highly_variable": rng.random(n_vars) > 0.5}, index=[f"{prefix}{i}" for i in range(n_vars)]
-    )
+    var = pd.DataFrame({"highly_variable": rng.random(n_vars) > 0.5}, index=[f"{prefix}{i}" for i in range(n_vars)])
     values: Any = np.round(sparse.random(n, n_vars, 0.3, "csr", dtype=np.float32, rng=rng) * 10)
     made = ad.AnnData(values.toarray() if dense else values, obs=obs, var=var)
     made.layers["counts"] = sparse.csr_matrix(values).astype(np.int32)
@@ -71,7 +70,7 @@ def pulled(mdata: mudata.MuData) -> pd.DataFrame:
     return pd.concat(tables, axis=1)
 
 
-def selected(  # noqa: PLR0913 - one for each thing that a query may choose
+def selected(
     mdata: mudata.MuData,
     obs: Any = None,
     var: Any = None,

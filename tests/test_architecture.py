@@ -71,6 +71,7 @@ RINGS: dict[int, set[str]] = {
         "multimodal",
         "muquery",
         "mureading",
+        "muresolve",
         "muprojection",
         "mulazy",
         "lazy",
