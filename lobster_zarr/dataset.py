@@ -176,7 +176,8 @@ class Dataset:
         obs
             A Python-style expression (``"cell_type == 'T cell' and n_counts > 500"``),
             else SQL text (``"cell_type = 'T cell'"``), a dict, a Polars expression,
-            names, positions, a slice or a boolean mask. None for all.
+            names, positions, a slice or a boolean mask. None for all. A predicate may name
+            features too: ``"CD3D > 0"``, ``"layers['counts'].CD3D > 2"``; a column comes first.
         var
             The same for genes.
         order

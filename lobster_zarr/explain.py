@@ -103,7 +103,7 @@ class QueryPlan:
     network
         What the seconds assume.
     spent_requests, spent_bytes
-        What planning itself has read: predicate columns, offsets, shard indexes.
+        What planning itself has read: predicate columns and genes, offsets, shard indexes.
     notes
         What a reader should know: why a result is empty, what the store lacks.
     reordered

@@ -65,14 +65,14 @@ class Selection:
         return f"Selection(obs={asked.obs!r}, var={asked.var!r}, order={asked.order!r}) of {self.uri}"
 
     def count(self) -> int:
-        """Count the cells. Reads the columns that the predicate names, nothing else."""
+        """Count the cells. Reads the columns and genes that the predicate names, nothing else."""
         return self._reading.run(self._reading.count())
 
     def explain(self) -> QueryPlan:
         """Plan the query without running it.
 
-        Reads what the plan needs: the columns of the predicate, offsets and shard
-        indexes; nothing of X. Running the selection afterwards sends exactly the
+        Reads what the plan needs: the columns and genes of the predicate, offsets and
+        shard indexes; nothing else of X. Running the selection afterwards sends exactly the
         requests, and reads exactly the bytes, that an exact plan names.
 
         Returns
