@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import anndata as ad
+    import mudata
 
+    from lobster_zarr.muquery import MultimodalSelection
     from lobster_zarr.query import Selection
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's, of which newer versions of typer hold a copy
@@ -60,6 +62,13 @@ class RowOrder(StrEnum):
 
     source = "source"
     storage = "storage"
+
+
+class Join(StrEnum):
+    """Which cells of a MuData."""
+
+    outer = "outer"
+    inner = "inner"
 
 
 class Compression(StrEnum):
@@ -145,11 +154,18 @@ def query(
     uri: Annotated[str, typer.Argument(help="A store: path or URI.")],
     expr: Annotated[str, typer.Argument(help="Which cells: \"cell_type == 'T cell' and n_counts > 500\", or SQL.")],
     *,
-    var: Annotated[str | None, typer.Option(help="Genes, comma separated; all by default.", metavar="A,B")] = None,
+    var: Annotated[
+        str | None,
+        typer.Option(help="Genes, comma separated; all by default. Of a MuData: rna:A,prot:B.", metavar="A,B"),
+    ] = None,
+    modality: Annotated[list[str] | None, typer.Option(help="Of a MuData, what to bring; repeatable.")] = None,
+    join: Annotated[Join | None, typer.Option(help="Of a MuData: cells in any modality, or in all.")] = None,
     order: Annotated[RowOrder, typer.Option(help="Row order of the result.")] = RowOrder.source,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="out.h5ad, out.zarr, out.parquet or out.csv; the count alone without."),
+        typer.Option(
+            "--out", "-o", help="out.h5ad (of a MuData out.h5mu), .zarr, .parquet or .csv; the count without."
+        ),
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Tell what it would cost, and fetch nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
@@ -167,7 +183,17 @@ def query(
         raise InvalidArgumentError(msg)
     data = lz.open(uri, _options(endpoint_url))
     names = [v.strip() for v in var.split(",") if v.strip()] if var is not None else None
-    selection = data.query(expr, names, order=order.value)
+    selection: Any
+    if isinstance(data, lz.MultimodalDataset):
+        options = {"modalities": modality or None, "join": (join or Join.outer).value, "order": order.value}
+        selection = data.query(expr, _by_modality(names, list(data)), **options)
+    elif modality or join:
+        msg = f"--modality and --join are for MuData stores; {data.uri} is an AnnData store."
+        raise InvalidArgumentError(msg)
+    else:
+        selection = data.query(expr, names, order=order.value)
+    if out is not None and out.suffix in {".h5ad", ".h5mu"}:
+        _check_suffix(out, ".h5mu" if isinstance(data, lz.MultimodalDataset) else ".h5ad")
     if explain:
         plan = selection.explain()
         typer.echo(json.dumps(plan.to_dict()) if as_json else str(plan))
@@ -188,7 +214,24 @@ def query(
 
 
 TABLES = (".parquet", ".csv")
-OUTPUTS = (".h5ad", ".zarr", *TABLES)
+OUTPUTS = (".h5ad", ".h5mu", ".zarr", *TABLES)
+
+
+def _by_modality(names: list[str] | None, modalities: list[str]) -> Any:
+    """Share out genes that name their modality: ``rna:CD3D``."""
+    owned = [name.partition(":") for name in names or () if name.partition(":")[0] in modalities]
+    if not owned:
+        return names
+    if len(owned) < len(names or ()):
+        msg = f"--var names genes with their modality and without; expected all of them as one of {modalities}:NAME."
+        raise InvalidArgumentError(msg)
+    return {owner: [name for o, _, name in owned if o == owner] for owner in dict.fromkeys(o for o, _, _ in owned)}
+
+
+def _check_suffix(out: Path, expected: str) -> None:
+    if out.suffix != expected:
+        msg = f"cannot write {out.name!r}: expected a name that ends in {expected}, {', '.join(('.zarr', *TABLES))}."
+        raise InvalidArgumentError(msg)
 
 
 def _check_output(out: Path, suffixes: tuple[str, ...], *, overwrite: bool) -> None:
@@ -222,11 +265,11 @@ def _part(out: Path) -> Iterator[Path]:
             part.unlink()
 
 
-def _save(selection: Selection, out: Path, scheduler: str | None, *, overwrite: bool) -> int:
+def _save(selection: Selection | MultimodalSelection, out: Path, scheduler: str | None, *, overwrite: bool) -> int:
     """Write a selection by suffix. Returns its cells."""
     import lobster_zarr as lz
 
-    def read() -> ad.AnnData:
+    def read() -> ad.AnnData | mudata.MuData:
         with _cluster(scheduler) as client:
             return selection.to_memory(client=client)
 
@@ -238,6 +281,9 @@ def _save(selection: Selection, out: Path, scheduler: str | None, *, overwrite: 
         if out.suffix == ".h5ad":
             result: Any = read()
             result.write_h5ad(part, convert_strings_to_categoricals=False)
+        elif out.suffix == ".h5mu":
+            result = read()
+            result.write_h5mu(part)
         else:
             result = selection.to_table()
             result.to_csv(part, index=False) if out.suffix == ".csv" else result.to_parquet(part, index=False)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lobster_zarr.mureading import JointReading
 
 
-class LazyMuData(mudata.MuData):
+class LazyMuData(mudata.MuData):  # type: ignore[misc]  # mudata has no types
     """A MuData whose modalities hold dask arrays; a subset or copy of it is one too."""
 
     @override

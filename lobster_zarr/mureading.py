@@ -114,7 +114,7 @@ class JointReading:
 
     def _part(self, name: str) -> Reading:
         asked = self.asked
-        obs = ... if self._sliced else None  # which rows is resolved here, and their order
+        obs = ... if self._sliced else None  # which rows, and their order, is resolved here
         var = asked.var_of.get(name, asked.var)
         order: Order = "storage" if self._sliced else asked.order
         return Reading(self.data.modalities[name], obs, var, order, asked.projections[name], stats=self.stats)
@@ -244,7 +244,8 @@ class JointReading:
         data = dict(zip(self.parts, parts, strict=True))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notes of mudata's and anndata's on names that are not unique
-            return kind(data, obs=obs, var=var, uns=uns, axis=self.data.axis, **groups)
+            made: T = kind(data, obs=obs, var=var, uns=uns, axis=self.data.axis, **groups)
+        return made
 
     async def check_budget(self) -> None:
         """Plan the query where it has a budget, and refuse it if it is over."""

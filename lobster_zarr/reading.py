@@ -51,7 +51,7 @@ class Reading:
     reader
         Of the store.
     obs, var
-        What the user gave; None for all.
+        What the user gave; None for all, ``...`` where the rows are given as positions, in `resolved`.
     order
         Of the result.
     projection
@@ -112,14 +112,26 @@ class Reading:
 
         return run(counted())
 
+    def ordered(self, order: Order) -> Reading:
+        """Return the reading of the same selection in an order, to be resolved anew, but for given positions."""
+        axes = self.resolved if self.obs is ... else None
+        if axes is not None and order == "storage":
+            axes = Axis.of(np.sort(axes[0].stored(self.reader.obs.n_rows))), axes[1]
+        return Reading(self.reader, self.obs, self.var, order, self.projection, stats=self.stats, resolved=axes)
+
     async def count(self) -> int:
         """Count the rows."""
-        axis = await self.resolver.axis(self.reader.obs, self.obs, ordered=False)
+        axis = await self._rows(ordered=False)
         return axis.count(self.reader.obs.n_rows)
+
+    async def _rows(self, *, ordered: bool) -> Axis:
+        if self.resolved is not None:
+            return self.resolved[0]
+        return await self.resolver.axis(self.reader.obs, self.obs, ordered=ordered)
 
     async def table(self) -> pd.DataFrame:
         """Read the obs rows alone."""
-        rows = await self.resolver.axis(self.reader.obs, self.obs, ordered=True)
+        rows = await self._rows(ordered=True)
         frame, final = await together(
             self.reader.obs.frame(self.projection.obs_columns, rows.runs, self.resolver.known.get("obs")),
             self.settled(rows),
@@ -201,8 +213,7 @@ class Reading:
     async def axes(self) -> tuple[Axis, Axis]:
         """Resolve both axes, once."""
         if self.resolved is None:
-            rows = self.resolver.axis(self.reader.obs, self.obs, ordered=True)
-            both = together(rows, self.columns())
+            both = together(self._rows(ordered=True), self.columns())
             (found, columns), _ = await together(*cast("Any", (both, self.prefetch())))
             self.resolved = found, columns
         return self.resolved

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from lobster_zarr.reading import Reading
-
 if TYPE_CHECKING:
     from lobster_zarr.projection import Axis, Order
+    from lobster_zarr.reading import Reading
 
 
 class Recipe:
@@ -29,15 +28,12 @@ class Recipe:
     """
 
     def __init__(self, reading: Reading, order: Order, columns: Axis | None = None) -> None:
-        given = reading.reader, reading.obs, reading.var, order, reading.projection
-        self.reading = Reading(*given, stats=reading.stats)
+        self.reading = reading.ordered(order)
         self.columns = columns
         self._settling = asyncio.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        asked = self.reading
-        given = asked.reader, asked.obs, asked.var, asked.order, asked.projection
-        return Recipe, (Reading(*given), asked.order, self.columns)
+        return Recipe, (self.reading.ordered(self.reading.order), self.reading.order, self.columns)
 
     async def axes(self) -> tuple[Axis, Axis]:
         """Resolve both axes and the order of the rows, once."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import anndata as ad
+import dask.array as da
 import mudata
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
 from mudatas import assert_mudata_equal, citeseq, pulled, selected
+from oracle import assert_equal
 
 import lobster_zarr as lz
 from lobster_zarr import errors
-
-if TYPE_CHECKING:
-    import anndata as ad
 
 
 @pytest.fixture(scope="module", params=["mudata"])
@@ -164,3 +165,156 @@ def test_genes(opened: tuple[Any, mudata.MuData], name: str, obs: Any, modalitie
     mask = None if obs is None else rows_of(memory, "`rna:cell_type` == 'T cell'")
     expected = selected(memory, mask, var, var_of=own, modalities=modalities)
     assert_mudata_equal(data.query(obs, asked, modalities=modalities).to_memory(), expected)
+
+
+@pytest.mark.parametrize("asked", [None, "rna:cell_type == 'T cell'", "prot:CD3 > 2"])
+@pytest.mark.parametrize("var", [None, {"rna": ["GENE5", "GENE1"]}])
+def test_explain_tells_what_is_read(opened: tuple[Any, mudata.MuData], asked: Any, var: Any) -> None:
+    selection = opened[0].query(asked, var, modalities=["rna", "prot"])
+    plan = selection.explain()
+    spent = selection.stats.n_requests, selection.stats.n_bytes
+    memory = selection.to_memory()
+    read = selection.stats.n_requests - spent[0], selection.stats.n_bytes - spent[1]
+    assert plan.n_requests == read[0]
+    assert plan.n_bytes == read[1] or not plan.exact
+    assert (plan.n_obs, plan.n_vars) == memory.shape
+    assert {a.path.split("/")[1] for a in plan.arrays if a.path.startswith("mod/")} == {"rna", "prot"}
+
+
+def test_a_budget_is_kept(opened: tuple[Any, mudata.MuData]) -> None:
+    with pytest.raises(errors.BudgetError, match="max_bytes"):
+        opened[0].query("rna:cell_type == 'T cell'", max_bytes=100).to_memory()
+
+
+@pytest.mark.parametrize("asked", [None, "rna:cell_type == 'T cell'"])
+def test_lazy_equals_memory(opened: tuple[Any, mudata.MuData], asked: Any) -> None:
+    data, memory = opened
+    mask = None if asked is None else rows_of(memory, "`rna:cell_type` == 'T cell'")
+    lazy = data.query(asked).to_lazy()
+    expected = memory if mask is None else selected(memory, mask)
+    assert isinstance(lazy, mudata.MuData)
+    assert isinstance(lazy["rna"].X, da.Array)
+    assert isinstance(lazy["rna"].layers["counts"], da.Array)
+    assert lazy.shape == expected.shape
+    assert_mudata_equal(lazy.to_memory(), expected)
+    assert_mudata_equal(lazy.copy().to_memory(), expected)
+
+
+def test_a_lazy_subset_stays_lazy_and_reads_only_what_is_left(opened: tuple[Any, mudata.MuData]) -> None:
+    data, memory = opened
+    lazy = data.to_lazy()
+    mask = rows_of(memory, "`rna:cell_type` == 'T cell'")
+    genes = ["GENE7", "CD3", "chr1"]
+    part = lazy[mask, genes]
+    assert isinstance(part["rna"].X, da.Array)
+    assert part.n_obs == mask.sum()
+    assert part.obsmap["prot"].shape == (part.n_obs,)
+    assert_mudata_equal(part.to_memory(), selected(memory, mask, genes))
+    assert_mudata_equal(part[:10].to_memory(), selected(selected(memory, mask, genes), slice(0, 10)))
+
+
+def test_one_modality_of_a_selection(opened: tuple[Any, mudata.MuData]) -> None:
+    data, memory = opened
+    mask = rows_of(memory, "`rna:cell_type` == 'T cell'")
+    expected = selected(memory, mask).mod["prot"]
+    selection = data.query("rna:cell_type == 'T cell'")["prot"]
+    assert_equal(selection.to_memory(), expected)
+    assert_equal(ad.concat(list(selection.batches(7))).X, expected.X)
+    sums = selection.aggregate("cell_type")
+    oracle = pd.DataFrame(expected.X).groupby(expected.obs["cell_type"].to_numpy(), observed=True).sum()
+    np.testing.assert_allclose(sums.X, oracle.to_numpy(), rtol=1e-6)
+    with pytest.raises(errors.NotFoundError, match="'prot'"):
+        data.query(modalities=["rna", "atac"])["prott"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT rna.cell_type AS t, count(*) AS n FROM obs WHERE prot.n_counts > 500 GROUP BY t ORDER BY t",
+        'SELECT rna:cell_type AS t, count(*) AS n FROM obs WHERE "prot:n_counts" > 500 GROUP BY t ORDER BY t',
+    ],
+)
+def test_sql_across_modalities(opened: tuple[Any, mudata.MuData], query: str) -> None:
+    data, memory = opened
+    table = pulled(memory)
+    counted = table[(table["prot:n_counts"] > 500).fillna(value=False)].groupby("rna:cell_type", observed=True).size()
+    assert data.sql(query).rows() == sorted(counted.items())
+
+
+def test_sql_tables_of_modalities(opened: tuple[Any, mudata.MuData]) -> None:
+    data, memory = opened
+    flagged = memory.mod["rna"].var["highly_variable"].sum()
+    assert data.sql("SELECT count(*) AS n FROM rna_var WHERE highly_variable").item() == flagged
+    joined = data.sql("SELECT count(*) AS n FROM rna JOIN prot ON rna.index = prot.index WHERE rna.cell_type = 'NK'")
+    both = memory.mod["rna"].obs.loc[memory.mod["prot"].obs_names, "cell_type"]
+    assert joined.item() == (both == "NK").sum()
+    whole = data.sql("SELECT obs WHERE rna.cell_type = 'NK' AND batch = 'x'")
+    assert whole.height == rows_of(memory, "`rna:cell_type` == 'NK' and batch == 'x'").sum()
+    assert "prot:n_counts" in whole.columns
+
+
+def test_the_table_of_a_selection(opened: tuple[Any, mudata.MuData]) -> None:
+    data, memory = opened
+    mask = rows_of(memory, "`rna:cell_type` == 'NK'")
+    table = data.query("rna:cell_type == 'NK'", obs_columns=["batch", "prot:n_counts"]).to_pandas()
+    assert list(table.columns) == ["batch", "prot:n_counts"]
+    expected = pulled(memory).loc[mask, "prot:n_counts"]
+    assert table["prot:n_counts"].astype("Int64").tolist() == expected.tolist()
+    whole = data.query("rna:cell_type == 'NK'", modalities=["rna"]).to_pandas()
+    assert [c for c in whole.columns if ":" in c] == [f"rna:{c}" for c in memory.mod["rna"].obs.columns]
+
+
+def test_elements_by_name(opened: tuple[Any, mudata.MuData]) -> None:
+    data, memory = opened
+    found = data.query(layers=["rna:counts"], obsm=["X_joint"], uns=False, X={"atac": False}).to_memory()
+    assert [k for k in found["rna"].layers if k] == ["counts"]
+    assert [k for k in found["prot"].layers if k] == []
+    assert "X_pca" not in found["rna"].obsm
+    np.testing.assert_array_equal(found.obsm["X_joint"], memory.obsm["X_joint"])
+    assert found["atac"].X is None
+    assert found["rna"].X is not None
+    assert not found.uns
+    with pytest.raises(errors.NotFoundError, match="X_pca"):
+        data.query(obsm=["X_pac"])
+    with pytest.raises(errors.NotFoundError, match="'atac'"):
+        data.query(layers={"attac": []})
+
+
+def test_a_dataset_and_a_selection_travel(opened: tuple[Any, mudata.MuData]) -> None:
+    data, memory = opened
+    sent = pickle.dumps(data)
+    assert len(sent) < 2_000
+    again = pickle.loads(sent)  # noqa: S301 - made here
+    mask = rows_of(memory, "`rna:cell_type` == 'NK'")
+    assert_mudata_equal(again.query("rna:cell_type == 'NK'").to_memory(), selected(memory, mask))
+    part = pickle.loads(pickle.dumps(data.query("rna:cell_type == 'NK'")["prot"]))  # noqa: S301 - made here
+    assert_equal(part.to_memory(), selected(memory, mask).mod["prot"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"join": "left"}, "'outer' or 'inner'"),
+        ({"order": "random"}, "'source' or 'storage'"),
+        ({"modalities": "rna"}, "expected a list"),
+        ({"modalities": []}, "expected a list"),
+        ({"modalities": ["rnaa"]}, "Did you mean 'rna'"),
+        ({"layer": []}, "Did you mean 'layers'"),
+        ({"var": {"rna": [], "port": []}}, "Did you mean 'prot'"),
+    ],
+)
+def test_bad_options(opened: tuple[Any, mudata.MuData], options: dict[str, Any], said: str) -> None:
+    with pytest.raises(errors.LobsterZarrError, match=said):
+        opened[0].query(**options)
+
+
+def test_it_shows_its_modalities(opened: tuple[Any, mudata.MuData]) -> None:
+    data, _ = opened
+    assert list(data.modalities) == ["rna", "prot", "atac"] == list(data)
+    assert data["rna"].shape == (300, 60)
+    assert data.shape == (305, 112)
+    for text in (repr(data), data._repr_html_()):
+        assert all(name in text for name in ("rna", "prot", "atac", "X_joint", "300"))
+    assert data.info().to_dict()["modalities"]["prot"]["n_vars"] == 12
+    with pytest.raises(errors.NotFoundError, match="Did you mean 'prot'"):
+        data["port"]
