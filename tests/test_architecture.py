@@ -75,6 +75,9 @@ RINGS: dict[int, set[str]] = {
     }  # what a caller holds
     | {
         "convert",
+        "conversion",
+        "muconvert",
+        "musource",
         "matrices",
         "source",
         "stream",
