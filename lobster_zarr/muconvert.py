@@ -19,6 +19,7 @@ import numpy as np
 from lobster_zarr.conversion import MISSING, Conversion
 from lobster_zarr.errors import NotFoundError, did_you_mean
 from lobster_zarr.noted import ATTRIBUTE
+from lobster_zarr.obsmap import follow, to_stored
 from lobster_zarr.stage import stage
 from lobster_zarr.write import write_staged
 
@@ -177,7 +178,7 @@ class MuConversion:
             if not any(path.split("/")[0] == group for path in (*staged[""], *self.whole.sizes)):
                 commit.group(group, DICT)
         obsmaps = {
-            name: stored_map(self._obsmaps[name], self.whole.order, part.order) for name, part in self.parts.items()
+            name: to_stored(self._obsmaps[name], self.whole.order, part.order) for name, part in self.parts.items()
         }
         for kind, maps in (("obsmap", obsmaps), ("varmap", self._varmaps)):
             commit.group(kind, DICT)
@@ -192,47 +193,3 @@ class MuConversion:
         noted = self.whole.note(self.source.whole) | {"stored_bytes": self.sizes}
         attributes = {"encoding-type": "MuData", **self.source.attributes, "axis": self.source.axis}
         commit.finish(attributes | {ATTRIBUTE: noted})
-
-
-def follow(obsmap: np.ndarray, order: np.ndarray, n_rows: int) -> np.ndarray | None:
-    """Bring the rows of a modality into the order of the global rows; those that none names come last.
-
-    Parameters
-    ----------
-    obsmap : ndarray of int, shape (n_obs,)
-        Of each global row of the source its row in the modality, from 1 on, or 0.
-    order : ndarray of int64, shape (n_obs,)
-        The source row of each stored global row.
-    n_rows
-        Of the modality.
-
-    Returns
-    -------
-    ndarray of int64, shape (n_rows,), or None
-        The source row of each stored row; None where they stay as they are.
-    """
-    named = obsmap.ravel().astype(np.int64)[order]
-    named = named[named > 0] - 1
-    rest = np.setdiff1d(np.arange(n_rows), named, assume_unique=True)
-    found = np.concatenate((named, rest))
-    return None if np.array_equal(found, np.arange(n_rows)) else found
-
-
-def stored_map(obsmap: np.ndarray, order: np.ndarray | None, part_order: np.ndarray | None) -> np.ndarray:
-    """Return an obsmap for rows as they are stored, of the same dtype and shape.
-
-    Parameters
-    ----------
-    obsmap : ndarray of int, shape (n_obs,)
-        That of the source.
-    order, part_order : ndarray of int64, or None
-        The source row of each stored row, of the global obs and of the modality; None where they are the same.
-    """
-    stored = obsmap.ravel()
-    if part_order is not None:
-        place = np.zeros(len(part_order) + 1, obsmap.dtype)
-        place[part_order + 1] = np.arange(1, len(part_order) + 1)
-        stored = place[stored]
-    if order is not None:
-        stored = stored[order]
-    return stored.reshape(obsmap.shape)

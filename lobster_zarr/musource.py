@@ -21,6 +21,7 @@ import pandas as pd
 
 from lobster_zarr.errors import FormatError, InvalidArgumentError, UnsupportedError
 from lobster_zarr.node import RESERVED_PREFIX
+from lobster_zarr.obsmap import misfit
 from lobster_zarr.source import Source, check_elements, from_anndata, nested, open_root, open_source
 
 if TYPE_CHECKING:
@@ -84,16 +85,9 @@ class MuSource:
             msg = f"{where} is missing: no reader could align {name!r}. Re-save it with a current mudata."
             raise FormatError(msg)
         values = np.asarray(found)
-        if values.size != expected or values.dtype.kind not in "iu":
-            remedy = "call update(), or re-save it with a current mudata"
-            msg = f"{where} is {values.dtype} {values.shape}, expected {expected:,} positions; {remedy}."
-            raise FormatError(msg)
-        flat = values.ravel().astype(np.int64)
-        if flat.size and not (flat.min() >= 0 and flat.max() <= n_rows):
-            msg = f"{where} has positions outside [0, {n_rows:,}]; call update(), or re-save it with a current mudata."
-            raise FormatError(msg)
-        if (np.bincount(flat)[1:] > 1).any():
-            msg = f"{where} names a row of {name!r} more than once; make the names unique and call update()."
+        wrong = misfit(values, expected, n_rows)
+        if wrong is not None:
+            msg = f"{where} {wrong}; make the names unique and call update(), or re-save it with a current mudata."
             raise FormatError(msg)
         return values
 
