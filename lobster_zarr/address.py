@@ -7,7 +7,7 @@ anything.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -48,6 +48,17 @@ class Address:
         uri = str(Path(where.root).absolute()) if where.scheme == "file" else str(where)
         secret = access.secrets() | ({"uri": where.url} if where.is_secret else {})
         return cls(uri, access.public(), lend(secret) if secret else "")
+
+    def below(self, path: str) -> Address:
+        """Return the address of a part of a store; an empty path is the store itself."""
+        if not path:
+            return self
+        uri, options = self.borrow()
+        where = Location.of(uri)
+        if where.scheme in {"file", "memory"}:
+            return Address.from_parts(replace(where, root=f"{where.root}/{path}"), Access.of(options))
+        inner = f"{where.prefix}/{path}".lstrip("/")
+        return Address.from_parts(replace(where, prefix=inner), Access.of(options))
 
     def borrow(self) -> tuple[str, dict[str, Any]]:
         """Return the URI and `storage_options` to open with, secrets included where they can be borrowed."""

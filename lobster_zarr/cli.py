@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from contextlib import contextmanager, suppress
 from enum import StrEnum
@@ -98,12 +99,22 @@ def _cluster(scheduler: str | None) -> Iterator[Any]:
         yield client
 
 
+def _source(text: str) -> Any:
+    """Return a path or URI, or of ``rna=a.h5ad,prot=b.h5ad`` a dict of modalities."""
+    pairs = [part.partition("=") for part in re.split(r",(?=[^=,/]+=)", text)]
+    if not all(sign and "/" not in name for name, sign, _ in pairs) or os.path.exists(text):  # noqa: PTH110 - or a URI
+        return text
+    return {name: path for name, _, path in pairs}
+
+
 @app.command()
 def convert(
-    src: Annotated[str, typer.Argument(help="An .h5ad or AnnData-Zarr store: path or URI.")],
+    src: Annotated[str, typer.Argument(help="An .h5ad, .h5mu or Zarr store: path or URI; or rna=a.h5ad,prot=b.h5ad.")],
     dest: Annotated[str, typer.Argument(help="The store to write: path or URI.")],
     *,
-    sort_by: Annotated[list[str] | None, typer.Option(help="Group the rows by this obs column; repeatable.")] = None,
+    sort_by: Annotated[
+        list[str] | None, typer.Option(help="Group the rows by this obs column, of MuData also rna:COL; repeatable.")
+    ] = None,
     gene_major: Annotated[
         bool | None,
         typer.Option("--gene-major/--no-gene-major", help="Store X by gene too (by default where X is sparse)."),
@@ -113,16 +124,19 @@ def convert(
     ] = Codec.small,
     memory_limit: Annotated[str, typer.Option(help="Memory that the process should not exceed.")] = "2GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is there.")] = False,
+    axis: Annotated[
+        int | None, typer.Option(help="What rna=…,prot=… share: 0, cells (by default); 1, genes; -1, both.")
+    ] = None,
     endpoint_url: Endpoint = None,
     scheduler: Scheduler = None,
     as_json: AsJson = False,
 ) -> None:
-    """Convert an H5AD to a chunked store, once."""
+    """Convert an H5AD or H5MU to a chunked store, once."""
     import lobster_zarr as lz
 
     with _cluster(scheduler) as client:
         report = lz.convert(
-            src,
+            _source(src),
             dest,
             sort_by=sort_by or [],
             gene_major="auto" if gene_major is None else gene_major,
@@ -131,6 +145,7 @@ def convert(
             overwrite=overwrite,
             storage_options=_options(endpoint_url),
             client=client,
+            axis=axis,  # type: ignore[arg-type]  # checked there
         )
     typer.echo(json.dumps(report.to_dict()) if as_json else str(report))
 
@@ -319,21 +334,23 @@ def sql(
 @app.command()
 def export(
     uri: Annotated[str, typer.Argument(help="A store: path or URI.")],
-    out: Annotated[Path, typer.Argument(help="The .h5ad to write.")],
+    out: Annotated[Path, typer.Argument(help="The .h5ad or .h5mu to write.")],
     *,
+    modality: Annotated[str | None, typer.Option(help="The one to write, of a MuData store.", metavar="NAME")] = None,
     compression: Annotated[Compression, typer.Option(help="Of the file.")] = Compression.gzip,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
     endpoint_url: Endpoint = None,
 ) -> None:
-    """Write a whole store back to an H5AD."""
+    """Write a whole store back to an H5AD or H5MU."""
     import lobster_zarr as lz
 
-    if out.suffix != ".h5ad":
-        msg = f"cannot export to {out.name!r}: expected a name that ends in .h5ad."
+    if out.suffix not in {".h5ad", ".h5mu"}:
+        msg = f"cannot export to {out.name!r}: expected a name that ends in .h5ad or .h5mu."
         raise InvalidArgumentError(msg)
     path = lz.export(
         uri,
         out,
+        modality=modality,
         compression=compression.value,
         overwrite=overwrite,
         storage_options=_options(endpoint_url),
@@ -353,7 +370,9 @@ def verify(
     import lobster_zarr as lz
 
     with _cluster(scheduler) as client:
-        report = lz.verify(uri, against, storage_options=_options(endpoint_url), client=client)
+        report = lz.verify(
+            uri, None if against is None else _source(against), storage_options=_options(endpoint_url), client=client
+        )
     typer.echo(str(report))
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from base64 import b64encode
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from zarr.core.buffer import default_buffer_prototype
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 UPLOADS = 32
 IN_FLIGHT_BYTES = 96 << 20
+ROOT = re.compile(r"(mod/[^/]+/)?(zarr\.json|\.zgroup|\.zmetadata|\.zattrs)")
+"""What makes a store, or a modality in it, open."""
 STORE_ENCODINGS = ("anndata", "MuData", "raw")
 
 
@@ -87,6 +90,7 @@ class Commit:
         self.stored_bytes = 0
         self._room_bytes = NOTED_OBJECTS
         self._nodes: dict[str, dict[str, Any]] = {}
+        self._stores: list[str] = []
         self._keys: list[str] = []
         self._scratch: set[str] = set()
         self._window = _Window(IN_FLIGHT_BYTES)
@@ -102,7 +106,7 @@ class Commit:
             self._put_alone(MARKER, json.dumps({"writer": "lobster_zarr"}).encode())
             # The root goes first: from here on the old store does not open, and its rest goes in any case.
             self._keys = stale
-            roots = [k for k in stale if k in {"zarr.json", ".zgroup", ".zmetadata", ".zattrs"}]
+            roots = [k for k in stale if ROOT.fullmatch(k)]
             run(self._delete(roots))
             run(self._delete(k for k in stale if k not in roots and k != MARKER))
             self._keys = []
@@ -262,6 +266,15 @@ class Commit:
         self._window.release(self._window.limit_bytes)
         self._check()
 
+    def below(self, path: str) -> CommitPart:
+        """Return a group of the store that is to be a store of its own too."""
+        return CommitPart(self, path)
+
+    def store_below(self, path: str, attributes: Mapping[str, Any]) -> None:
+        """Add a group whose own metadata will tell all that is below it."""
+        self.group(path, attributes)
+        self._stores.append(path)
+
     def finish(self, attributes: Mapping[str, Any]) -> None:
         """Upload the metadata, the root last, and take the marker away.
 
@@ -271,14 +284,19 @@ class Commit:
             Of the root group.
         """
         for path, document in self._nodes.items():
-            self.put(f"{path}/zarr.json", _dump(document))
+            if path not in self._stores:
+                self.put(f"{path}/zarr.json", _dump(document))
+        self._flush()
+        for path in self._stores:  # like the root, they come when all that they tell of is there
+            below = {"consolidated_metadata": _consolidated(self._nodes, f"{path}/")}
+            self.put(f"{path}/zarr.json", _dump(self._nodes[path] | below))
         self._flush()
         self.drop_scratch(self._scratch)
         root = {
             "zarr_format": 3,
             "node_type": "group",
             "attributes": dict(attributes),
-            "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": self._nodes},
+            "consolidated_metadata": _consolidated(self._nodes),
         }
         payload = _dump(root)
         self._note("zarr.json", payload)
@@ -296,6 +314,80 @@ class Commit:
         failures = await asyncio.gather(*(one(key) for key in keys), return_exceptions=True)
         for failure in filter(None, failures):
             raise failure
+
+
+class CommitPart:
+    """A part of a store under construction that can be opened as a store of its own.
+
+    Takes what a :class:`Commit` takes, with paths and keys from the part's own
+    root. It is there when the whole is.
+
+    Parameters
+    ----------
+    whole
+        The store.
+    path
+        Of the part's group.
+    """
+
+    def __init__(self, whole: Commit, path: str) -> None:
+        self.whole, self.path = whole, path
+
+    def group(self, path: str, attributes: Mapping[str, Any]) -> None:
+        """As :meth:`Commit.group`."""
+        self.whole.group(f"{self.path}/{path}", attributes)
+
+    def array(self, node: ArrayNode) -> None:
+        """As :meth:`Commit.array`."""
+        self.whole.array(replace(node, path=f"{self.path}/{node.path}"))
+
+    def note(self, path: str, entries: Mapping[str, Any]) -> None:
+        """As :meth:`Commit.note`."""
+        self.whole.note(f"{self.path}/{path}", entries)
+
+    def note_object(self, path: str, payload: bytes) -> None:
+        """As :meth:`Commit.note_object`: there is one room for the whole store."""
+        self.whole.note_object(f"{self.path}/{path}", payload)
+
+    def put(self, key: str, payload: bytes) -> None:
+        """As :meth:`Commit.put`."""
+        self.whole.put(f"{self.path}/{key}", payload)
+
+    def expect(self, keys: Iterable[str]) -> None:
+        """As :meth:`Commit.expect`."""
+        self.whole.expect(self._full(keys))
+
+    def expect_scratch(self, keys: Iterable[str]) -> None:
+        """As :meth:`Commit.expect_scratch`."""
+        self.whole.expect_scratch(self._full(keys))
+
+    def put_scratch(self, key: str, payload: bytes) -> None:
+        """As :meth:`Commit.put_scratch`."""
+        self.whole.put_scratch(f"{self.path}/{key}", payload)
+
+    def drop_scratch(self, keys: Iterable[str]) -> None:
+        """As :meth:`Commit.drop_scratch`."""
+        self.whole.drop_scratch(self._full(keys))
+
+    def adopt(self, n_bytes: int) -> None:
+        """As :meth:`Commit.adopt`."""
+        self.whole.adopt(n_bytes)
+
+    def finish(self, attributes: Mapping[str, Any]) -> None:
+        """Add the part's root group; it goes up with the metadata of the whole."""
+        self.whole.store_below(self.path, attributes)
+
+    def _full(self, keys: Iterable[str]) -> list[str]:
+        return [f"{self.path}/{key}" for key in keys]
+
+
+type Target = Commit | CommitPart
+"""What writers write into."""
+
+
+def _consolidated(nodes: Mapping[str, Mapping[str, Any]], prefix: str = "") -> dict[str, Any]:
+    below = {path.removeprefix(prefix): node for path, node in nodes.items() if path.startswith(prefix)}
+    return {"kind": "inline", "must_understand": False, "metadata": below}
 
 
 def _dump(document: Mapping[str, Any]) -> bytes:

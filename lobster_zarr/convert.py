@@ -1,8 +1,7 @@
-"""Converts an AnnData, wherever it lies, to a store: streaming, in bounded memory, committed last.
+"""Converts an AnnData or a MuData, wherever it lies, to a store: streaming, in bounded memory, committed last.
 
-Reading, regrouping, encoding and uploading overlap: the calling thread reads
-and regroups one block while the codec pool encodes the blocks before it and
-the commit uploads finished shards.
+Opens the source, asks for a crew, and reports. Must not know how anything is
+written: that is :mod:`lobster_zarr.conversion` and :mod:`lobster_zarr.muconvert`.
 """
 
 from __future__ import annotations
@@ -11,85 +10,65 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
-import pandas as pd
-import psutil
 
 from lobster_zarr.address import Address
 from lobster_zarr.cluster import crew_for
 from lobster_zarr.commit import Commit
-from lobster_zarr.errors import FormatError, InvalidArgumentError, NotFoundError, UnsupportedError, did_you_mean
-from lobster_zarr.layout import (
-    CODEC_PROFILES,
-    DESCENTS,
-    FORMAT_VERSION,
-    MAX_DESCENTS,
-    SOURCE_ORDER,
-    VALUES_OF,
-    CodecProfile,
-    column_chunk,
-)
-from lobster_zarr.matrices import MatrixConversion
-from lobster_zarr.noted import ATTRIBUTE
-from lobster_zarr.partition import ClusterMatrices
+from lobster_zarr.conversion import Conversion
+from lobster_zarr.errors import InvalidArgumentError
+from lobster_zarr.layout import CODEC_PROFILES, CodecProfile
+from lobster_zarr.muconvert import MuConversion
+from lobster_zarr.musource import MuSource, open_any
 from lobster_zarr.report import ConversionReport, Progress, parse_size, peak_memory_bytes
 from lobster_zarr.scratch import Scratch
-from lobster_zarr.source import Source, open_source
-from lobster_zarr.stage import stage
 from lobster_zarr.store import display_uri, is_local, local_path
-from lobster_zarr.stream import Frame, SparseStream
-from lobster_zarr.write import write_array, write_staged
-from lobster_zarr.zones import measure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import anndata as ad
-    import zarr
     from distributed import Client
 
     from lobster_zarr.cluster import Crew
-
-MAX_BLOCK_VALUES = 4 << 20
-MIN_BLOCK_VALUES = 1 << 16
-BYTES_PER_BLOCK_VALUE = 320
-"""Working memory that one value of a block costs at the worst moment of the pipeline (measured)."""
-DICT = {"encoding-type": "dict", "encoding-version": "0.1.0"}
+    from lobster_zarr.conversion import GeneMajor
+    from lobster_zarr.musource import AnySource, Axis
 
 
 def convert(  # noqa: PLR0913 - the public contract
-    source: str | os.PathLike[str] | ad.AnnData,
+    source: AnySource,
     dest: str | os.PathLike[str],
     *,
-    sort_by: str | Sequence[str] = (),
-    gene_major: Literal["auto"] | bool | Sequence[str] = "auto",
+    sort_by: str | Sequence[str] | Mapping[str, str | Sequence[str]] = (),
+    gene_major: GeneMajor | Mapping[str, GeneMajor] = "auto",
     codec: CodecProfile = "small",
     memory_limit: int | str = "2GB",
     overwrite: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     progress: bool = True,
     client: Client | Literal[False] | None = None,
+    axis: Axis | None = None,
 ) -> ConversionReport:
-    """Convert an AnnData to a chunked Zarr store.
+    """Convert an AnnData or a MuData to a chunked Zarr store.
 
     Parameters
     ----------
     source
-        Path or URI of an ``.h5ad`` or of an AnnData-Zarr store, or an AnnData
-        in memory.
+        Path or URI of an ``.h5ad``, an ``.h5mu``, or an AnnData-Zarr or MuData-Zarr
+        store; an AnnData or a MuData in memory; or a dict of modalities, each a path,
+        URI or AnnData: ``{"rna": "a.h5ad", "prot": "b.h5ad"}``. ``file.h5mu/mod/rna``
+        is one modality of a file.
     dest
         Path or URI of the store to write.
     sort_by
         obs columns by which the rows are stored grouped. Results still come
-        back in source order.
+        back in source order. Of a MuData, columns of the global obs, or of a modality's
+        (``"rna:cell_type"``; cells that it lacks come last): all modalities are stored
+        in that order. A dict (``{"rna": ["cell_type"]}``) sorts those modalities alone.
     gene_major
         Whether sparse matrices get a gene-major companion: ``"auto"``, X has
         one; True, the sparse layers too; False, none; or names of elements
-        (``["X", "counts"]``).
+        (``["X", "counts"]``). Of a MuData that holds for every modality; names are
+        ``"rna:X"``, or a dict by modality.
     codec
         ``"small"``, ``"fast"`` or ``"compatible"``.
     memory_limit
@@ -107,6 +86,9 @@ def convert(  # noqa: PLR0913 - the public contract
         its cluster, and the store is the same, byte for byte. None takes the
         active client, where there is one and workers can read the source and
         write the destination; False takes none.
+    axis
+        Of a dict of modalities, what they share: 0, cells (as None has it); 1, genes;
+        -1, both.
 
     Returns
     -------
@@ -120,61 +102,101 @@ def convert(  # noqa: PLR0913 - the public contract
     ConflictError
         `dest` holds something already.
     FormatError, NotFoundError
-        The source is not there, or not AnnData.
+        The source is not there, or neither AnnData nor MuData.
     StorageError
         The storage or the scratch disk failed, or workers did not survive their
         tasks; what was written was removed.
     InvalidArgumentError
         An option is out of its domain; `client` was passed and workers cannot
-        read the source (an AnnData in memory) or write the destination (``memory://``).
+        read the source (what is in memory) or write the destination (``memory://``).
     """
     started = time.perf_counter()
     limit = parse_size(memory_limit, "memory_limit")
     if codec not in CODEC_PROFILES:
         raise InvalidArgumentError(f"unknown codec {codec!r}; expected one of {', '.join(CODEC_PROFILES)}.")
-    columns = (sort_by,) if isinstance(sort_by, str) else tuple(sort_by)
     _refuse_same(source, dest)
-    with open_source(source, storage_options, memory_limit_bytes=limit) as opened, Scratch() as scratch:
-        job = Conversion(opened, scratch, columns, codec, gene_major, limit, Progress(enabled=progress))
-        staged = job.prepare()
-        crew = _crew(client, opened, source, dest, storage_options)
+    opening = open_any(source, storage_options, memory_limit_bytes=limit, axis=axis)
+    with opening as opened, Scratch() as scratch:
+        bars = Progress(enabled=progress)
+        if isinstance(opened, MuSource):
+            keys = {k: _names(v) for k, v in sort_by.items()} if isinstance(sort_by, Mapping) else _names(sort_by)
+            multimodal = MuConversion(opened, scratch, keys, codec, gene_major, limit, bars)
+            staged = multimodal.prepare()
+            crews = _crews(client, opened, dest, storage_options)
+            with Commit(os.fspath(dest), storage_options, overwrite=overwrite) as commit:
+                multimodal.write(commit, staged, crews)
+            peak = max((crew.peak_memory_bytes for crew in crews.values() if crew), default=0)
+            return _report(multimodal, commit, peak, display_uri(dest), time.perf_counter() - started)
+        if isinstance(sort_by, Mapping) or isinstance(gene_major, Mapping):
+            msg = f"{opened.name} is an AnnData; sort_by and gene_major by modality are for a MuData."
+            raise InvalidArgumentError(msg)
+        job = Conversion(opened, scratch, _names(sort_by), codec, gene_major, limit, bars)
+        elements = job.prepare()
+        crew = _crew(client, None if opened.is_in_memory else source, dest, storage_options)
         with Commit(os.fspath(dest), storage_options, overwrite=overwrite) as commit, crew or nullcontext():
-            job.write(commit, staged, crew)
-        return _report(job, commit, crew, display_uri(dest), time.perf_counter() - started)
+            job.write(commit, elements, crew)
+        peak = crew.peak_memory_bytes if crew else 0
+        return _report(job, commit, peak, display_uri(dest), time.perf_counter() - started)
 
 
-def _report(job: Conversion, commit: Commit, crew: Crew | None, dest: str, seconds: float) -> ConversionReport:
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _report(
+    job: Conversion | MuConversion, commit: Commit, peak_bytes: int, dest: str, seconds: float
+) -> ConversionReport:
+    whole = job.whole if isinstance(job, MuConversion) else job
+    parts = job.parts if isinstance(job, MuConversion) else {}
     return ConversionReport(
-        source=job.source.name,
+        source=whole.source.name,
         destination=dest,
-        n_obs=job.n_obs,
-        n_vars=job.n_vars,
-        source_bytes=job.source.n_bytes,
+        n_obs=whole.n_obs,
+        n_vars=whole.n_vars,
+        source_bytes=whole.source.n_bytes,
         stored_bytes=commit.stored_bytes,
         n_objects=commit.n_objects,
         seconds=seconds,
-        peak_memory_bytes=max(peak_memory_bytes(), crew.peak_memory_bytes if crew else 0),
+        peak_memory_bytes=max(peak_memory_bytes(), peak_bytes),
         codec=job.codec,
-        sort_by=job.sort_by,
+        sort_by=job.sorted_by if isinstance(job, MuConversion) else job.sort_by,
         gene_major=tuple(job.companions),
         replaced=commit.replaced,
         arrays=job.sizes,
+        modalities={name: (part.n_obs, part.n_vars) for name, part in parts.items()},
     )
 
 
 def _crew(
     client: Client | Literal[False] | None,
-    opened: Source,
     source: Any,
     dest: str | os.PathLike[str],
     storage_options: Mapping[str, Any] | None,
 ) -> Crew | None:
-    if opened.is_in_memory:
+    """Return a crew for one AnnData; a source of None is in memory."""
+    if source is None:
         return crew_for(client, None, None)
     return crew_for(client, Address.of(dest, storage_options), Address.of(source, storage_options))
 
 
+def _crews(
+    client: Client | Literal[False] | None,
+    opened: MuSource,
+    dest: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None,
+) -> dict[str, Crew | None]:
+    """Return a crew for each modality: to its workers it is a store of its own."""
+    stem = os.fspath(dest).rstrip("/")
+    return {
+        name: _crew(client, None if source.is_in_memory else opened.paths[name], f"{stem}/mod/{name}", storage_options)
+        for name, source in opened.modalities.items()
+    }
+
+
 def _refuse_same(source: Any, dest: str | os.PathLike[str]) -> None:
+    if isinstance(source, Mapping):
+        for part in source.values():
+            _refuse_same(part, dest)
     if not isinstance(source, str | os.PathLike):
         return
     same = display_uri(source) == display_uri(dest)
@@ -184,205 +206,3 @@ def _refuse_same(source: Any, dest: str | os.PathLike[str]) -> None:
     if same:
         msg = f"source and destination are the same ({display_uri(dest)}); choose another destination."
         raise InvalidArgumentError(msg)
-
-
-@dataclass(eq=False)
-class Conversion:
-    """One conversion under way: the source, the row order, and what was written."""
-
-    source: Source
-    scratch: Scratch
-    sort_by: tuple[str, ...]
-    codec: CodecProfile
-    gene_major: Literal["auto"] | bool | Sequence[str]
-    limit_bytes: int
-    progress: Progress
-
-    def __post_init__(self) -> None:
-        self.sizes: dict[str, int] = {}
-        self.companions: list[str] = []
-        self.order: np.ndarray | None = None
-        self.n_obs = len(self.source.frame("obs").index)
-        self.n_vars = len(self.source.frame("var").index)
-
-    def prepare(self) -> dict[str, zarr.Group | zarr.Array[Any]]:
-        """Read and encode, in memory, all that is neither a matrix nor obs.
-
-        Whatever AnnData cannot write is refused here, before the destination
-        is touched.
-        """
-        self.order = self._sort_order()
-        self._check_shapes()
-        self._check_gene_major()
-        staged = {}
-        for path in self._whole_elements():
-            value = self.source.value(path)
-            if path.startswith(("obsm/", "varm/", "obsp/", "varp/")):
-                self._check_shape(path, value.shape if hasattr(value, "shape") else (len(value),))
-            staged[path] = stage(value, path)
-        for path in ("obs", "var", "raw/var"):
-            if path in self.source:
-                self._check_frame(path, self.source.frame(path))
-        if "uns" in self.source and not isinstance(self.source.value("uns"), Mapping):
-            msg = f"'uns' of {self.source.name} is not a mapping; AnnData keeps names and values there."
-            raise FormatError(msg)
-        return staged
-
-    def _whole_elements(self) -> list[str]:
-        paths = ["uns"] if "uns" in self.source else []
-        for parent in ("varm", "varp", "raw/varm", "layers", "obsm", "obsp"):
-            for name in self.source.members(parent):
-                path = f"{parent}/{name}"
-                streamed = parent in {"layers", "obsm", "obsp"} and self.source.stream(path) is not None
-                if not streamed and parent == "layers":
-                    msg = f"{path!r} of {self.source.name} is not a CSR, CSC or dense matrix; it cannot be kept."
-                    raise UnsupportedError(msg)
-                if not streamed:
-                    paths.append(path)
-        return paths
-
-    def _check_shapes(self) -> None:
-        for path in self._matrices():
-            stream = self.source.stream(path)
-            if stream is None:
-                msg = f"{path!r} of {self.source.name} is not a CSR, CSC or dense matrix; it cannot be kept."
-                raise UnsupportedError(msg)
-            self._check_shape(path, stream.shape)
-
-    def _check_shape(self, path: str, shape: tuple[int, ...]) -> None:
-        """Refuse an element whose lengths do not fit obs and var."""
-        parent = path.partition("/")[0]
-        axes = {"obsm": (self.n_obs,), "obsp": (self.n_obs,) * 2, "varm": (self.n_vars,), "varp": (self.n_vars,) * 2}
-        expected = axes.get(parent, (self.n_obs, self.n_vars) if parent != "raw" else (self.n_obs,))
-        if tuple(shape[: len(expected)]) != expected:
-            msg = f"{path!r} of {self.source.name} has the shape {tuple(shape)}; obs and var ask for {expected}."
-            raise FormatError(msg)
-
-    def _matrices(self) -> list[str]:
-        paths = [p for p in ("X", "raw/X") if p in self.source]
-        for parent in ("layers", "obsm", "obsp"):
-            for name in self.source.members(parent):
-                path = f"{parent}/{name}"
-                if self.source.stream(path) is not None:
-                    paths.append(path)
-        return paths
-
-    def _check_gene_major(self) -> None:
-        sparse = [p for p in self._matrices() if isinstance(self.source.stream(p), SparseStream)]
-        eligible = [p for p in sparse if p == "X" or p.startswith("layers/")]
-        if self.gene_major is True:
-            self.companions = eligible
-        elif self.gene_major == "auto":
-            self.companions = [p for p in eligible if p == "X"]
-        elif self.gene_major is not False:
-            names = {p.removeprefix("layers/"): p for p in eligible}
-            for name in (self.gene_major,) if isinstance(self.gene_major, str) else self.gene_major:
-                key = name.removeprefix("layers/")
-                if key not in names:
-                    msg = f"gene_major names {name!r}, which is not a sparse X or layer.{did_you_mean(key, names)}"
-                    raise NotFoundError(msg)
-                self.companions.append(names[key])
-
-    def _check_frame(self, path: str, frame: Frame) -> None:
-        bad = [n for n in frame.columns if "/" in n or n == "_index"]
-        if bad:
-            msg = f"{path} of {self.source.name} has columns that AnnData cannot store: {bad}; rename them."
-            raise UnsupportedError(msg)
-        if self.source.is_in_memory:
-            # What a file holds was encoded once; what is in memory may not be encodable.
-            for name, read in frame.stored().items():
-                values = read()
-                if not isinstance(values, pd.Categorical) and getattr(values.dtype, "kind", "O") not in "biuf":
-                    stage(values, f"{path}/{name}")
-
-    def _sort_order(self) -> np.ndarray | None:
-        """Return the source row of each stored row, or None where the order is kept."""
-        if not self.sort_by:
-            return None
-        columns = self.source.frame("obs").columns
-        keys = []
-        for name in self.sort_by:
-            if name not in columns:
-                msg = f"cannot sort by {name!r}: obs has no such column.{did_you_mean(name, columns)}"
-                raise NotFoundError(msg)
-            values = columns[name]()
-            codes = values.codes if isinstance(values, pd.Categorical) else pd.factorize(values, sort=True)[0]
-            codes = np.asarray(codes, np.int64)
-            keys.append(np.where(codes < 0, np.iinfo(np.int64).max, codes))
-        return np.lexsort(keys[::-1])
-
-    def write(self, commit: Commit, staged: dict[str, zarr.Group | zarr.Array[Any]], crew: Crew | None = None) -> None:
-        """Write every element, then the root; the sparse matrices with a crew, where there is one."""
-        self._write_frame(commit, "obs", self.order)
-        self._write_frame(commit, "var", None)
-        if "raw" in self.source:
-            commit.group("raw", {"encoding-type": "raw", "encoding-version": "0.1.0"})
-            self._write_frame(commit, "raw/var", None)
-        groups = {p.rpartition("/")[0] for p in (*staged, *self._matrices())} - {"", "raw"}
-        for parent in sorted(groups):
-            commit.group(parent, DICT)
-        for path, element in staged.items():
-            if path.startswith("obsm/") and self.order is not None:
-                element = stage(_reordered(self.source.value(path), self.order), path)  # noqa: PLW2901
-            self.sizes |= write_staged(commit, path, element, self.codec)
-        writer = self._matrix_writer(commit, crew)
-        for path in self._matrices():
-            stream = self.source.stream(path)
-            if stream is not None:
-                self.sizes |= writer.write(path, stream)
-        if self.order is not None:
-            path = f"obs/{SOURCE_ORDER}"
-            self.sizes[path] = write_array(commit, path, self.order.astype(np.int64), profile=self.codec)
-            descents = np.flatnonzero(np.diff(self.order) < 0) + 1
-            commit.note(path, {DESCENTS: descents.tolist()} if len(descents) <= MAX_DESCENTS else {})
-        ours = {
-            "format_version": FORMAT_VERSION,
-            "writer": f"lobster_zarr {version('lobster_zarr')}",
-            "codec": self.codec,
-            "sort_by": list(self.sort_by),
-            "source": {
-                "name": self.source.name.rpartition("/")[2],
-                "bytes": self.source.n_bytes,
-                "crc32c": self.source.checksum(),
-            },
-            "stored_bytes": self.sizes,
-        }
-        commit.finish({"encoding-type": "anndata", "encoding-version": "0.1.0", ATTRIBUTE: ours})
-
-    def _matrix_writer(self, commit: Commit, crew: Crew | None) -> MatrixConversion:
-        shared = (commit, self.scratch, self.progress, self.codec)
-        order, companions = self.order, tuple(self.companions)
-        if crew is None:
-            return MatrixConversion(*shared, _block_values(self.limit_bytes), order, companions)
-        block_values = _block_values(min(self.limit_bytes, crew.memory_bytes), crew.threads_per_worker)
-        return ClusterMatrices(*shared, block_values, order, companions, crew)
-
-    def _write_frame(self, commit: Commit, path: str, order: np.ndarray | None) -> None:
-        frame = self.source.frame(path)
-        attributes = {
-            "encoding-type": "dataframe",
-            "encoding-version": "0.2.0",
-            "_index": frame.index_name or "_index",
-            "column-order": list(frame.columns),
-        }
-        commit.group(path, attributes)
-        columns = frame.stored()
-        with self.progress.phase(path, len(columns), "columns") as advance:
-            for name, read in columns.items():
-                values = read() if order is None else read().take(order)
-                staged = stage(values, f"{path}/{name}")
-                self.sizes |= write_staged(commit, f"{path}/{name}", staged, self.codec)
-                if len(values) > (rows := column_chunk(len(values))):
-                    member = VALUES_OF.get(str(staged.attrs.get("encoding-type")), "")
-                    commit.note(f"{path}/{name}{member}", measure(values, rows))
-                advance(1)
-
-
-def _block_values(limit_bytes: int, n_blocks: int = 1) -> int:
-    """Values of a block where `n_blocks` are in memory at once, of a process that holds what this one does now."""
-    spare: int = max(limit_bytes - psutil.Process().memory_info().rss, 0) // n_blocks
-    return min(max(spare // BYTES_PER_BLOCK_VALUE, MIN_BLOCK_VALUES), MAX_BLOCK_VALUES)
-
-
-def _reordered(value: Any, order: np.ndarray) -> Any:
-    return value.iloc[order] if isinstance(value, pd.DataFrame) else value[order]

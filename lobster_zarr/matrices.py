@@ -28,7 +28,7 @@ from lobster_zarr.write import ArrayWriter, SparseWriter
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lobster_zarr.commit import Commit
+    from lobster_zarr.commit import Target
     from lobster_zarr.report import Progress
 
 ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
@@ -56,7 +56,7 @@ class MatrixConversion:
         Paths of the sparse matrices that are stored by gene too.
     """
 
-    commit: Commit
+    commit: Target
     scratch: Scratch
     progress: Progress
     codec: CodecProfile

@@ -99,6 +99,8 @@ class ConversionReport:
         What the destination held before, or an empty string.
     arrays
         Encoded bytes by array path.
+    modalities
+        Cells and genes of each modality of a MuData, by its name; empty of an AnnData.
     """
 
     source: str
@@ -115,6 +117,7 @@ class ConversionReport:
     gene_major: tuple[str, ...]
     replaced: str = ""
     arrays: dict[str, int] = field(default_factory=dict)
+    modalities: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float | None:
@@ -131,6 +134,7 @@ class ConversionReport:
             f"  {self.n_obs:,} cells × {self.n_vars:,} genes, codec {self.codec}"
             + (f", sorted by {', '.join(self.sort_by)}" if self.sort_by else "")
             + (f", gene-major {', '.join(self.gene_major)}" if self.gene_major else ""),
+            *(f"  {name}: {n_obs:,} × {n_vars:,}" for name, (n_obs, n_vars) in self.modalities.items()),
             f"  {human_bytes(self.stored_bytes)} in {self.n_objects:,} objects"
             + (f", {self.ratio:.2f}× of {human_bytes(self.source_bytes or 0)}" if self.ratio else ""),
             f"  {self.seconds:.1f} s, peak memory {human_bytes(self.peak_memory_bytes)}",
@@ -172,8 +176,12 @@ class VerificationReport:
 class Progress:
     """One bar a phase, with rate and time left; silent when not on a terminal."""
 
-    def __init__(self, *, enabled: bool) -> None:
-        self.enabled = enabled and sys.stderr.isatty()
+    def __init__(self, *, enabled: bool, label: str = "") -> None:
+        self.enabled, self.label = enabled and sys.stderr.isatty(), label
+
+    def of(self, part: str) -> Progress:
+        """Return the same for a part of the work, whose name its bars begin with."""
+        return Progress(enabled=self.enabled, label=f"{part}: ")
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str = "values") -> Iterator[Advance]:
@@ -192,7 +200,7 @@ class Progress:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
-            task = bars.add_task(name, total=total, rate="")
+            task = bars.add_task(f"{self.label}{name}", total=total, rate="")
 
             def advance(amount: int) -> None:
                 speed = bars.tasks[task].speed

@@ -1,15 +1,17 @@
 """What a conversion reads: H5AD files, AnnData-Zarr stores and AnnData objects, by element.
 
 Matrices come as streams that are sliced block by block; everything else comes
-whole, as AnnData itself reads it. Must not know the destination.
+whole, as AnnData itself reads it. Knows that a file may hold a MuData, and how
+to take one modality of it. Must not know the destination.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +24,7 @@ import h5py
 import pandas as pd
 import zarr
 
-from lobster_zarr.errors import BudgetError, FormatError, NotFoundError, UnsupportedError
+from lobster_zarr.errors import BudgetError, FormatError, NotFoundError, UnsupportedError, did_you_mean
 from lobster_zarr.node import RESERVED_PREFIX
 from lobster_zarr.store import display_uri, is_local, local_path, open_file, open_store
 from lobster_zarr.stream import Frame, Stream, array_of, stream_of
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 ELEMENTS = ("X", "layers", "obs", "var", "obsm", "varm", "obsp", "varp", "uns", "raw")
 H5_SUFFIXES = (".h5ad", ".h5mu", ".h5", ".hdf5")
+MODALITY = re.compile(r"(.+\.(?:h5mu|zip))/(?:mod/)?([^/]+)/?")
+"""A modality of a file, as mudata spells it: ``file.h5mu/mod/rna`` or ``file.h5mu/rna``."""
 CHECKSUM_BLOCK_BYTES = 4 << 20
 LEGACY_EXPANSION = 8
 """In-memory bytes assumed for each byte of a file from before anndata 0.7, which is read whole."""
@@ -51,12 +55,52 @@ class Source:
         A mapping of elements: an HDF5 or Zarr group, or a dict of objects.
     checksum
         Returns the crc32c of the file in hexadecimal, as S3 computes it, or None.
+    at
+        Where it lies in a MuData: ``mod/rna/``; empty where it is a whole.
     """
 
     name: str
     n_bytes: int | None
     root: Any
     checksum: Callable[[], str | None] = lambda: None
+    at: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file without its folder."""
+        return self.name.removesuffix(f"/{self.at.rstrip('/')}").rpartition("/")[2]
+
+    @property
+    def is_multimodal(self) -> bool:
+        """Whether it is a MuData, as mudata tells it."""
+        attributes: Any = getattr(self.root, "attrs", {})
+        return attributes.get("encoding-type") == "MuData" or (not self.is_in_memory and "mod" in self.root)
+
+    def modality(self, name: str) -> Source:
+        """Return one modality of a MuData.
+
+        Raises
+        ------
+        NotFoundError, FormatError
+            There is none of that name, or it is not a group.
+        UnsupportedError
+            It is a MuData itself, or was written before anndata 0.7.
+        """
+        mod, at = self.root.get("mod"), f"mod/{name}"
+        if mod is None or name not in mod:
+            known = [str(n) for n in mod or ()]
+            msg = f"{self.name} has no modality {name!r}.{did_you_mean(name, known)} It has: {known}"
+            raise NotFoundError(msg)
+        found = Source(f"{self.name}/{at}", None, mod[name], at=f"{at}/")
+        if not isinstance(found.root, h5py.Group | zarr.Group):
+            msg = f"{at!r} of {self.name} is not a group; expected an AnnData."
+            raise FormatError(msg)
+        if found.is_multimodal:
+            raise UnsupportedError(nested(name, self.name))
+        if isinstance(found.root.get("obs"), h5py.Dataset):
+            msg = f"{at!r} of {self.name} was written before anndata 0.7; re-save the file with a current mudata."
+            raise UnsupportedError(msg)
+        return found
 
     @property
     def is_in_memory(self) -> bool:
@@ -164,7 +208,7 @@ def open_source(
     ----------
     source
         Path or URI of an ``.h5ad``, of an AnnData-Zarr store (version 2 or 3,
-        a ``.zip`` too), or an AnnData in memory.
+        a ``.zip`` too), of a modality (``file.h5mu/mod/rna``), or an AnnData in memory.
     storage_options
         As for :func:`lobster_zarr.open`.
     memory_limit_bytes
@@ -180,26 +224,60 @@ def open_source(
     UnsupportedError
         A MuData, a backed or lazy AnnData, or elements AnnData does not know.
     """
-    with ExitStack() as stack:
-        if isinstance(source, ad.AnnData):
-            opened = _from_anndata(source)
-        elif str(source).rstrip("/").endswith(H5_SUFFIXES):
-            opened = _from_h5ad(stack, source, storage_options, memory_limit_bytes)
-            if checksum and is_local(source):
-                opened = replace(opened, checksum=_checksum_of(stack, local_path(source)))
-        elif isinstance(cast("object", source), str | os.PathLike):
-            opened = _from_zarr(source, storage_options)
-        else:
-            msg = (
-                f"cannot convert a {type(source).__name__}; expected an AnnData or the path of an .h5ad or .zarr. "
-                "MuData is not supported yet: convert its modalities one by one."
-            )
+    with open_root(source, storage_options, memory_limit_bytes=memory_limit_bytes, checksum=checksum) as opened:
+        if opened.is_multimodal:
+            msg = f"{opened.name} is a MuData; expected an AnnData, such as one of its modalities: {opened.name}/mod/…"
             raise UnsupportedError(msg)
-        _check(opened)
+        check_elements(opened)
         yield opened
 
 
-def _from_anndata(adata: ad.AnnData) -> Source:
+@contextmanager
+def open_root(
+    source: str | os.PathLike[str] | ad.AnnData,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    memory_limit_bytes: int,
+    checksum: bool = True,
+) -> Iterator[Source]:
+    """Open what is named, an AnnData or a MuData, its elements not yet checked; arguments as of `open_source`."""
+    with ExitStack() as stack:
+        if isinstance(source, ad.AnnData):
+            yield from_anndata(source)
+            return
+        if not isinstance(cast("object", source), str | os.PathLike):
+            msg = (
+                f"cannot convert a {type(source).__name__}; expected an AnnData or a MuData, the path of an .h5ad, "
+                ".h5mu or .zarr, or a dict of modalities."
+            )
+            raise UnsupportedError(msg)
+        match = MODALITY.fullmatch(os.fspath(source))
+        path = match[1] if match else source
+        if str(path).rstrip("/").endswith(H5_SUFFIXES):
+            opened = _from_h5(stack, path, storage_options, memory_limit_bytes)
+            if checksum and is_local(path) and not match:
+                opened = replace(opened, checksum=_checksum_of(stack, local_path(path)))
+        else:
+            opened = _from_zarr(path, storage_options)
+        yield opened.modality(match[2]) if match else opened
+
+
+def nested(name: str, where: str) -> str:
+    """Return what is to be said of a modality that is a MuData."""
+    return (
+        f"modality {name!r} of {where} is a MuData itself, which mudata cannot write either; "
+        "make its modalities those of the outer MuData."
+    )
+
+
+def from_anndata(adata: ad.AnnData) -> Source:
+    """Take an AnnData in memory.
+
+    Raises
+    ------
+    UnsupportedError
+        It is backed or lazy.
+    """
     if adata.isbacked:
         msg = f"the AnnData is backed by {adata.filename}; pass that path instead, or adata.to_memory()."
         raise UnsupportedError(msg)
@@ -218,14 +296,12 @@ def _from_anndata(adata: ad.AnnData) -> Source:
     return Source("the AnnData in memory", None, root)
 
 
-def _from_h5ad(
-    stack: ExitStack, source: str | os.PathLike[str], options: Mapping[str, Any] | None, limit: int
-) -> Source:
+def _from_h5(stack: ExitStack, source: str | os.PathLike[str], options: Mapping[str, Any] | None, limit: int) -> Source:
     name = display_uri(source)
     if is_local(source):
         path = local_path(source)
         if not path.is_file():
-            msg = f"{name} does not exist; expected an .h5ad file."
+            msg = f"{name} does not exist; expected an .h5ad or .h5mu file."
             raise NotFoundError(msg)
         n_bytes: int = path.stat().st_size
         handle: Any = path
@@ -237,16 +313,16 @@ def _from_h5ad(
     except OSError as error:
         msg = f"{name} is not a readable HDF5 file: {error}. It may be truncated; compare its size with the original."
         raise FormatError(msg) from error
-    if file.attrs.get("encoding-type") == "MuData" or "mod" in file:
-        msg = f"{name} is a MuData file, which is not supported yet; convert its modalities one by one."
-        raise UnsupportedError(msg)
+    opened = Source(name, n_bytes, file)
+    if opened.is_multimodal:
+        return opened
     legacy = isinstance(file.get("obs"), h5py.Dataset) or "raw.X" in file
     if legacy and is_local(source):
         return _from_legacy(local_path(source), n_bytes, limit)
     if legacy:
         msg = f"{name} was written before anndata 0.7; download it, or re-save it with a current anndata."
         raise UnsupportedError(msg)
-    return Source(name, n_bytes, file)
+    return opened
 
 
 def _checksum_of(stack: ExitStack, path: Path) -> Callable[[], str]:
@@ -275,7 +351,7 @@ def _from_legacy(path: Path, n_bytes: int, limit: int) -> Source:
         raise BudgetError(msg)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = _from_anndata(ad.read_h5ad(path))
+        loaded = from_anndata(ad.read_h5ad(path))
     return Source(str(path), n_bytes, loaded.root)
 
 
@@ -284,21 +360,24 @@ def _from_zarr(source: str | os.PathLike[str], options: Mapping[str, Any] | None
     try:
         group = zarr.open_group(open_store(source, options), mode="r")
     except FileNotFoundError as error:
-        msg = f"{name} is neither an .h5ad file nor a Zarr store; check the path."
+        msg = f"{name} is neither an .h5ad or .h5mu file nor a Zarr store; check the path."
         raise NotFoundError(msg) from error
-    if group.attrs.get("encoding-type") == "MuData":
-        msg = f"{name} is a MuData store, which is not supported yet; convert its modalities one by one."
-        raise UnsupportedError(msg)
     return Source(name, None, group)
 
 
-def _check(source: Source) -> None:
-    """Refuse what is not AnnData, or holds elements AnnData does not know."""
+def check_elements(source: Source, known: Collection[str] = ELEMENTS) -> None:
+    """Refuse what is not AnnData, or holds elements AnnData does not know.
+
+    Raises
+    ------
+    FormatError, UnsupportedError
+        The message names the element.
+    """
     for name in ("obs", "var"):
         if name not in source:
             msg = f"{source.name} has no {name!r}; expected an AnnData file or store."
             raise FormatError(msg)
-    unknown = [k for k in source.root if k not in ELEMENTS]
+    unknown = [k for k in source.root if k not in known]
     if unknown:
         msg = f"{source.name} has elements that AnnData does not know: {unknown}; remove or rename them."
         raise UnsupportedError(msg)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Future
 
-    from lobster_zarr.commit import Commit
+    from lobster_zarr.commit import Target
     from lobster_zarr.node import ArrayNode
 
 BATCH_BYTES = 1 << 20
@@ -74,7 +74,7 @@ class ArrayWriter:
         The array; its shards span all columns.
     """
 
-    def __init__(self, commit: Commit, node: ArrayNode) -> None:
+    def __init__(self, commit: Target, node: ArrayNode) -> None:
         self.commit, self.node = commit, node
         self.chunk_sizes: list[int] = []
         self.stored_bytes = 0
@@ -160,7 +160,7 @@ class ArrayWriter:
 
 
 def write_array(
-    commit: Commit,
+    commit: Target,
     path: str,
     values: np.ndarray,
     *,
@@ -211,7 +211,7 @@ class SparseWriter:
 
     def __init__(  # noqa: PLR0913 - the parts of one matrix
         self,
-        commit: Commit,
+        commit: Target,
         path: str,
         shape: tuple[int, int],
         *,
@@ -285,7 +285,7 @@ class SparseWriter:
 
 
 def write_staged(
-    commit: Commit, path: str, staged: zarr.Group | zarr.Array[Any], profile: CodecProfile
+    commit: Target, path: str, staged: zarr.Group | zarr.Array[Any], profile: CodecProfile
 ) -> dict[str, int]:
     """Write an element that AnnData encoded in memory, with our chunks and codecs.
 

@@ -15,10 +15,12 @@ and datetime columns, raw where there are no rows (lost on reading).
 
 from __future__ import annotations
 
+import random
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
+import mudata
 import numpy as np
 import pandas as pd
 from hypothesis import strategies as st
@@ -331,6 +333,61 @@ def anndatas(
         if shape[0] and draw(st.sampled_from([False, False, True])):
             adata.raw = draw(_raw(obs, shape[1]))
     return adata
+
+
+# ---------------------------------------------------------------- MuData
+
+
+@st.composite
+def _part_names(draw: DrawFn, kind: str, modality: str, *, shared: bool) -> pd.Index:
+    """Names of an axis of a modality: in any order, some or all of a pool that others draw from too, or its own."""
+    own = draw(st.sampled_from([False, False, False, True] if shared else [True, True, True, False]))
+    pool = [f"{modality}-{kind}{i}" if own else f"{kind}{i}" for i in range(7)]
+    chosen = draw(st.permutations(pool))[: draw(st.sampled_from([7, 7, 5, 3, 1, 0]))]
+    if len(chosen) > 1 and draw(st.sampled_from([False] * 7 + [True])):
+        chosen[0] = chosen[1]
+    return pd.Index(chosen, dtype="str")
+
+
+def _global_columns(n: int) -> SearchStrategy[Any]:
+    """Columns that mudata's join with those of the modalities leaves as they are, or changes for all readers."""
+    return st.one_of(categoricals(n), dense_arrays((n,), ("int64", "float32", "bool")), nullable_columns(n))
+
+
+@st.composite
+def mudatas(draw: DrawFn) -> mudata.MuData:
+    """MuData objects of one to three modalities, whose cells or genes are the same, others, or in another order."""
+    axis, parts = draw(st.sampled_from([0, 0, 1, -1])), {}
+    for name in draw(
+        st.lists(st.sampled_from(["rna", "prot", "a:b", "λ₂", "csc"]), min_size=1, max_size=3, unique=True)
+    ):
+        obs_names = draw(_part_names("cell", name, shared=axis != 1))
+        var_names = draw(_part_names("gene", name, shared=axis != 0))
+        shape = len(obs_names), len(var_names)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*names are not unique", category=UserWarning)
+            parts[name] = ad.AnnData(
+                draw(st.none() | matrices(shape)),
+                obs=draw(frames(obs_names, most=2)),
+                var=draw(frames(var_names, most=1)),
+                layers=draw(_dicts(lambda shape=shape: matrices(shape), most=1)),
+                obsm=draw(_dicts(lambda n=shape[0]: dense_arrays((n, 2)), most=1)),
+                obsp=draw(_dicts(lambda n=shape[0]: sparse_matrices((n, n)), most=1)),
+            )
+    state = random.getstate()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are not unique
+        data = mudata.MuData(parts, axis=axis)
+    random.setstate(state)  # mudata draws names from it
+    for frame, most in ((data.obs, 2), (data.var, 1)):
+        n_rows = len(frame)
+        for name, column in draw(_dicts(lambda n=n_rows: _global_columns(n), most=most)).items():
+            frame[name] = column
+    data.uns.update(draw(_uns(h5ad=True)))
+    if data.n_obs and draw(st.booleans()):
+        data.obsm["X_joint"] = draw(dense_arrays((data.n_obs, 2), FLOATS))
+        data.obsp["wnn"] = draw(sparse_matrices((data.n_obs,) * 2, (sparse.csr_matrix,)))
+    return data
 
 
 # ---------------------------------------------------------------- what is asked of them

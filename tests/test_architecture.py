@@ -24,7 +24,7 @@ VAGUE = {"utils", "util", "helpers", "common", "core", "manager", "misc"}
 # no circle comes of it. Imports inside functions and under TYPE_CHECKING count too.
 RINGS: dict[int, set[str]] = {
     0: {"errors"},
-    1: {"selection", "grid", "byterange", "epoch"},  # pure arithmetic
+    1: {"selection", "grid", "byterange", "epoch", "obsmap"},  # pure arithmetic
     2: {
         "noted",
         "zones",
@@ -92,6 +92,14 @@ RINGS: dict[int, set[str]] = {
     }  # what a caller holds
     | {
         "convert",
+        "conversion",
+        "muconvert",
+        "musource",
+        "mustore",
+        "muverify",
+        "verification",
+        "muexport",
+        "h5ad",
         "matrices",
         "source",
         "stream",

@@ -289,7 +289,7 @@ def test_memory_stays_under_the_limit_whatever_the_size_of_the_file(tmp_path: Pa
 @pytest.fixture
 def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Make blocks of 64 values; return the number of buckets of each regrouping that took place."""
-    module = import_module("lobster_zarr.convert")
+    module = import_module("lobster_zarr.conversion")
     monkeypatch.setattr(module, "MAX_BLOCK_VALUES", 64)
     monkeypatch.setattr(module, "MIN_BLOCK_VALUES", 64)
     n_buckets: list[int] = []

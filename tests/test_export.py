@@ -50,7 +50,7 @@ def read(path: Path) -> ad.AnnData:
 def test_block_by_block_the_source_comes_back(
     tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, dense_x: bool, sort_by: list[str]
 ) -> None:
-    monkeypatch.setattr(import_module("lobster_zarr.export"), "BLOCK_VALUES", 64)
+    monkeypatch.setattr(import_module("lobster_zarr.h5ad"), "BLOCK_VALUES", 64)
     adata = cells(130, 40)
     if dense_x:
         adata.X = adata.X.toarray()

@@ -59,7 +59,7 @@ def chunks(store: Path) -> list[Path]:
 @pytest.mark.parametrize("small_blocks", [False, True])
 def test_a_sound_store_passes(sound: Path, monkeypatch: pytest.MonkeyPatch, small_blocks: bool) -> None:
     if small_blocks:
-        monkeypatch.setattr(import_module("lobster_zarr.verify"), "BLOCK_VALUES", 64)
+        monkeypatch.setattr(import_module("lobster_zarr.verification"), "BLOCK_VALUES", 64)
     alone = verify(sound)
     assert alone.compared == ()
     arrays = [node for _, node in zarr.open_group(sound, mode="r").members(None) if isinstance(node, zarr.Array)]

@@ -1,0 +1,91 @@
+"""Conversion and verification of MuData on a cluster: the objects are those that one process writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from clusters import two_workers
+from layouts import tiny_chunks
+from test_cluster import assert_same, objects
+from test_convert import cells
+from test_muconvert import experiment, save
+
+import lobster_zarr as lz
+from lobster_zarr import cluster as cluster_module
+from lobster_zarr import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# pandas deprecates a setting that anndata asks for at every text column.
+pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string' option:Warning")
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Any]:
+    with two_workers() as client:
+        yield client
+
+
+@pytest.fixture
+def client(workers: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client whose cluster gets also what is too small to pay."""
+    monkeypatch.setattr(cluster_module, "MIN_VALUES", 32)
+    monkeypatch.setattr(cluster_module, "MIN_TASK_VALUES", 40)
+    return workers
+
+
+@pytest.fixture
+def crews(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stores that tasks were given for, one entry a task."""
+    seen: list[str] = []
+    submit = cluster_module.Crew.submit
+
+    def noted(self: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append(self.job.store.uri)
+        return submit(self, *arguments, **options)
+
+    monkeypatch.setattr(cluster_module.Crew, "submit", noted)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["h5mu", "dict", "zarr"])
+@pytest.mark.parametrize("sort_by", [(), "rna:cell_type"], ids=["as-is", "sorted"])
+def test_the_objects_are_those_of_one_process(
+    tmp_path: Path, client: Any, crews: list[str], kind: str, sort_by: Any
+) -> None:
+    data, source = experiment(n_obs=130), tmp_path / "a.h5mu"
+    save(data, source)
+    given: Any = source
+    if kind == "dict":
+        given = {}
+        for name in data.mod:
+            given[name] = tmp_path / f"{name}.h5ad"
+            data[name].write_h5ad(given[name], convert_strings_to_categoricals=False)
+    elif kind == "zarr":
+        lz.convert(source, tmp_path / "source.zarr", progress=False, client=False)
+        given = tmp_path / "source.zarr"
+    options: dict[str, Any] = {"sort_by": sort_by, "gene_major": True, "progress": False}
+    with tiny_chunks():
+        here = lz.convert(given, tmp_path / "here.zarr", client=False, **options)
+        assert not crews
+        there = lz.convert(given, tmp_path / "there.zarr", client=client, **options)
+    assert_same(objects(tmp_path / "there.zarr"), objects(tmp_path / "here.zarr"))
+    assert (there.stored_bytes, there.n_objects, there.arrays) == (here.stored_bytes, here.n_objects, here.arrays)
+    expected = {str(tmp_path / "there.zarr/mod" / name) for name in data.mod}
+    assert set(crews) == expected
+    crews.clear()
+    told = lz.verify(tmp_path / "there.zarr", given, progress=False, client=client)
+    assert told.compared == lz.verify(tmp_path / "here.zarr", given, progress=False, client=False).compared
+    assert set(crews) == expected
+
+
+def test_what_workers_cannot_reach(tmp_path: Path, client: Any) -> None:
+    source = save(experiment(), tmp_path / "a.h5mu")
+    for arguments in ((experiment(), tmp_path / "a.zarr"), (source, "memory://mucluster"), ({"a": cells()}, tmp_path)):
+        with pytest.raises(errors.InvalidArgumentError, match="workers"):
+            lz.convert(*arguments, progress=False, client=client)
+    lz.convert(experiment(), tmp_path / "a.zarr", progress=False)  # the active client is left alone
+    lz.verify(tmp_path / "a.zarr", experiment(), progress=False)
