@@ -10,20 +10,18 @@ import json
 import os
 import re
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError, StorageError
+from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
+from lobster_zarr.output import OUTPUTS, TABLES, check_kind, check_output, save, whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import anndata as ad
-    import mudata
 
     from lobster_zarr.muquery import MultimodalSelection
     from lobster_zarr.query import Selection
@@ -192,23 +190,23 @@ def query(
     import lobster_zarr as lz
 
     if out is not None:
-        _check_output(out, OUTPUTS, overwrite=overwrite)
+        check_output(out, OUTPUTS, overwrite=overwrite)
     if var is not None and out is None and not explain:
         msg = "--var selects the genes of an output: it needs -o or --explain."
         raise InvalidArgumentError(msg)
     data = lz.open(uri, _options(endpoint_url))
     names = [v.strip() for v in var.split(",") if v.strip()] if var is not None else None
-    selection: Any
+    selection: Selection | MultimodalSelection
     if isinstance(data, lz.MultimodalDataset):
-        options = {"modalities": modality or None, "join": (join or Join.outer).value, "order": order.value}
-        selection = data.query(expr, _by_modality(names, list(data)), **options)
+        genes, cells = _by_modality(names, list(data)), Join.outer if join is None else join
+        selection = data.query(expr, genes, modalities=modality or None, join=cells.value, order=order.value)
     elif modality or join:
         msg = f"--modality and --join are for MuData stores; {data.uri} is an AnnData store."
         raise InvalidArgumentError(msg)
     else:
         selection = data.query(expr, names, order=order.value)
-    if out is not None and out.suffix in {".h5ad", ".h5mu"}:
-        _check_suffix(out, ".h5mu" if isinstance(data, lz.MultimodalDataset) else ".h5ad")
+    if out is not None:
+        check_kind(out, is_mudata=isinstance(data, lz.MultimodalDataset))
     if explain:
         plan = selection.explain()
         typer.echo(json.dumps(plan.to_dict()) if as_json else str(plan))
@@ -217,7 +215,8 @@ def query(
     if out is None:
         told["n_obs"] = selection.count()
     else:
-        told |= {"n_obs": _save(selection, out, scheduler, overwrite=overwrite), "out": str(out)}
+        with _cluster(scheduler) as client:
+            told |= {"n_obs": save(selection, out, client, overwrite=overwrite), "out": str(out)}
     told |= {"requests": data.stats.n_requests, "bytes": data.stats.n_bytes}
     if as_json:
         typer.echo(json.dumps(told))
@@ -226,10 +225,6 @@ def query(
         typer.echo(note, err=True)
     where = f" → {out}" if out else ""
     typer.echo(f"{told['n_obs']:,} cells{where}  ({told['requests']} requests, {told['bytes']:,} bytes)")
-
-
-TABLES = (".parquet", ".csv")
-OUTPUTS = (".h5ad", ".h5mu", ".zarr", *TABLES)
 
 
 def _by_modality(names: list[str] | None, modalities: list[str]) -> Any:
@@ -241,68 +236,6 @@ def _by_modality(names: list[str] | None, modalities: list[str]) -> Any:
         msg = f"--var names genes with their modality and without; expected all of them as one of {modalities}:NAME."
         raise InvalidArgumentError(msg)
     return {owner: [name for o, _, name in owned if o == owner] for owner in dict.fromkeys(o for o, _, _ in owned)}
-
-
-def _check_suffix(out: Path, expected: str) -> None:
-    if out.suffix != expected:
-        msg = f"cannot write {out.name!r}: expected a name that ends in {expected}, {', '.join(('.zarr', *TABLES))}."
-        raise InvalidArgumentError(msg)
-
-
-def _check_output(out: Path, suffixes: tuple[str, ...], *, overwrite: bool) -> None:
-    from lobster_zarr.errors import ConflictError, NotFoundError
-
-    if out.suffix not in suffixes:
-        msg = f"cannot write {out.name!r}: expected a name that ends in {', '.join(suffixes)}."
-        raise InvalidArgumentError(msg)
-    if not out.absolute().parent.is_dir():
-        msg = f"cannot write {out}: the folder {out.parent} does not exist; make it first."
-        raise NotFoundError(msg)
-    if out.exists() and not overwrite:
-        msg = f"{out} exists; pass --overwrite to replace it."
-        raise ConflictError(msg)
-
-
-@contextmanager
-def _part(out: Path) -> Iterator[Path]:
-    """Give a path to write to; the file appears under its name only when it is whole."""
-    part = out.with_name(f".{out.name}.part")
-    try:
-        yield part
-        part.replace(out)
-    except OSError as error:
-        if isinstance(error, LobsterZarrError):
-            raise
-        msg = f"cannot write {out}: {error.strerror or error}. Check the folder and the space on the disk."
-        raise StorageError(msg) from error
-    finally:
-        with suppress(FileNotFoundError, NotADirectoryError):  # of the second the user is being told
-            part.unlink()
-
-
-def _save(selection: Selection | MultimodalSelection, out: Path, scheduler: str | None, *, overwrite: bool) -> int:
-    """Write a selection by suffix. Returns its cells."""
-    import lobster_zarr as lz
-
-    def read() -> ad.AnnData | mudata.MuData:
-        with _cluster(scheduler) as client:
-            return selection.to_memory(client=client)
-
-    if out.suffix == ".zarr":
-        adata = read()
-        lz.convert(adata, out, overwrite=overwrite, client=False)
-        return int(adata.n_obs)
-    with _part(out) as part:
-        if out.suffix == ".h5ad":
-            result: Any = read()
-            result.write_h5ad(part, convert_strings_to_categoricals=False)
-        elif out.suffix == ".h5mu":
-            result = read()
-            result.write_h5mu(part)
-        else:
-            result = selection.to_table()
-            result.to_csv(part, index=False) if out.suffix == ".csv" else result.to_parquet(part, index=False)
-    return len(result)
 
 
 @app.command()
@@ -318,7 +251,7 @@ def sql(
     import lobster_zarr as lz
 
     if out is not None:
-        _check_output(out, TABLES, overwrite=overwrite)
+        check_output(out, TABLES, overwrite=overwrite)
     table = lz.open(uri, _options(endpoint_url)).sql(query)
     if out is None:
         import polars as pl
@@ -326,7 +259,7 @@ def sql(
         with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=60, tbl_hide_dataframe_shape=True):
             typer.echo(str(table))
         return
-    with _part(out) as part:
+    with whole_file(out) as part:
         table.write_csv(part) if out.suffix == ".csv" else table.write_parquet(part)
     typer.echo(f"{table.height:,} rows → {out}")
 

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from zarr.core.buffer import default_buffer_prototype
 
+from lobster_zarr.byterange import Network
+from lobster_zarr.dataset import Dataset
 from lobster_zarr.errors import FormatError, LobsterZarrError, NotFoundError, StorageError
-from lobster_zarr.multimodal import open as open_dataset
 from lobster_zarr.node import RESERVED_PREFIX
+from lobster_zarr.reopen import open_reader
 from lobster_zarr.report import peak_memory_bytes
 from lobster_zarr.source import Source, open_source
 from lobster_zarr.store import open_store, run
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
     from lobster_zarr.address import Address
-    from lobster_zarr.dataset import Dataset
     from lobster_zarr.stream import Stream
 
 IDLE_SECONDS = 3600
@@ -113,7 +114,8 @@ class Workplace:
     def dataset(self) -> Dataset:
         """The store that is verified, read without its notes."""
         uri, options = self.job.store.borrow()
-        return self._seen(lambda: open_dataset(uri, options).without_notes())
+        opened = self._seen(lambda: open_reader(open_store(uri, options), uri, Network()))
+        return Dataset(opened).without_notes()
 
     @cached_property
     def source(self) -> Source:

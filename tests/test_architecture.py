@@ -109,7 +109,7 @@ RINGS: dict[int, set[str]] = {
         "commit",
     }
     | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
-    7: {"__init__", "__main__", "cli", "display", "demo", "backends", "bucket", "lobster"},  # edges
+    7: {"__init__", "__main__", "cli", "output", "display", "demo", "backends", "bucket", "lobster"},  # edges
 }
 RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules}
 

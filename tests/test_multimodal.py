@@ -19,16 +19,26 @@ from oracle import assert_equal
 import lobster_zarr as lz
 from lobster_zarr import errors
 
+SORTED: dict[str, Any] = {
+    "stored": (),
+    "sorted by a modality": ["rna:cell_type"],
+    "sorted by the whole": ["batch", "prot:n_counts"],
+    "each sorted by its own": {"rna": ["cell_type"], "prot": ["n_counts"]},
+}
 
-@pytest.fixture(scope="module", params=["mudata"])
+
+@pytest.fixture(scope="module", params=["by mudata", *SORTED])
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, mudata.MuData]:
-    """A store of three modalities, and what mudata reads of it."""
-    source = citeseq()
-    path = tmp_path_factory.mktemp("mudata") / "m.zarr"
+    """A store of three modalities, and what mudata reads of one that it has written."""
+    source, folder = citeseq(), tmp_path_factory.mktemp("mudata")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        source.write_zarr(path)
-        return lz.open(path), mudata.read_zarr(path)
+        source.write_zarr(folder / "mudata.zarr")
+        memory = mudata.read_zarr(folder / "mudata.zarr")
+    if request.param == "by mudata":
+        return lz.open(folder / "mudata.zarr"), memory
+    lz.convert(memory, folder / "own.zarr", sort_by=SORTED[request.param], progress=False)
+    return lz.open(folder / "own.zarr"), memory
 
 
 def rows_of(mdata: mudata.MuData, condition: str) -> np.ndarray:
@@ -223,8 +233,8 @@ def test_one_modality_of_a_selection(opened: tuple[Any, mudata.MuData]) -> None:
     sums = selection.aggregate("cell_type")
     oracle = pd.DataFrame(expected.X).groupby(expected.obs["cell_type"].to_numpy(), observed=True).sum()
     np.testing.assert_allclose(sums.X, oracle.to_numpy(), rtol=1e-6)
-    with pytest.raises(errors.NotFoundError, match="'prot'"):
-        data.query(modalities=["rna", "atac"])["prott"]
+    with pytest.raises(errors.NotFoundError, match="'prott'"):
+        data.query(modalities=["rna", "prot"])["prott"]
 
 
 @pytest.mark.parametrize(
