@@ -70,6 +70,12 @@ def pulled(mdata: mudata.MuData) -> pd.DataFrame:
     return pd.concat(tables, axis=1)
 
 
+def rows_of(mdata: mudata.MuData, condition: str) -> np.ndarray:
+    """Evaluate a condition as pandas does, on the table of all columns; missing is false."""
+    table = pulled(mdata)
+    return table.eval(condition).fillna(value=False).to_numpy(bool)
+
+
 def selected(
     mdata: mudata.MuData,
     obs: Any = None,

@@ -104,6 +104,23 @@ class RecordingStore(WrapperStore[Any]):
         run(self._store.delete(key))
 
 
+class Waves(RecordingStore):
+    """Keeps, too, how many requests in a row had to wait for the answers of others."""
+
+    n_waves = 0
+
+    async def get(self, key, prototype, byte_range=None):
+        wave = self.n_waves + 1
+        await asyncio.sleep(0.05)
+        buffer = await super().get(key, prototype, byte_range)
+        self.n_waves = max(self.n_waves, wave)
+        return buffer
+
+    def forget(self) -> None:
+        super().forget()
+        self.n_waves = 0
+
+
 def fetcher(store: Store, *, strict: bool = False, network: Network = EXACT) -> Fetcher:
     """Return a fetcher that has read nothing yet."""
     return Fetcher(store, network=network, strict=strict)

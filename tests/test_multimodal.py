@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from mudatas import assert_mudata_equal, citeseq, pulled, selected
+from mudatas import assert_mudata_equal, citeseq, pulled, rows_of, selected
 from oracle import assert_equal
 
 import lobster_zarr as lz
@@ -39,12 +39,6 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return lz.open(folder / "mudata.zarr"), memory
     lz.convert(memory, folder / "own.zarr", sort_by=SORTED[request.param], progress=False)
     return lz.open(folder / "own.zarr"), memory
-
-
-def rows_of(mdata: mudata.MuData, condition: str) -> np.ndarray:
-    """Evaluate a condition as pandas does, on the table of all columns; missing is false."""
-    table = pulled(mdata)
-    return table.eval(condition).fillna(value=False).to_numpy(bool)
 
 
 ROWS: dict[str, tuple[Any, str]] = {

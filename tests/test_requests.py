@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import pytest
 from layouts import tiny_chunks
 from oracle import assert_equal
 from oracle import stored as as_stored
-from recording import RecordingStore
+from recording import Waves
 from scipy import sparse
 from zarr.storage import LocalStore
 
@@ -27,23 +26,6 @@ N_OBS, N_VARS, CHUNK = 20_000, 1_000, 1_024
 TYPES = ["B cell", "NK", "T cell", "monocyte"]
 MARKERS = [f"gene-{i}" for i in range(0, N_VARS, 20)]
 X_ALONE = {"obs_columns": [], "var_columns": [], "obsm": [], "uns": False}
-
-
-class Waves(RecordingStore):
-    """Keeps, too, how many requests in a row had to wait for the answers of others."""
-
-    n_waves = 0
-
-    async def get(self, key, prototype, byte_range=None):
-        wave = self.n_waves + 1
-        await asyncio.sleep(0.05)
-        buffer = await super().get(key, prototype, byte_range)
-        self.n_waves = max(self.n_waves, wave)
-        return buffer
-
-    def forget(self) -> None:
-        super().forget()
-        self.n_waves = 0
 
 
 @pytest.fixture(scope="module")
