@@ -19,7 +19,7 @@ N_CELLS = 300
 
 
 def modality(
-    rng: np.random.Generator, cells: np.ndarray, n_vars: int, prefix: str, *, dense: bool = False
+    rng: np.random.Generator, cells: np.ndarray, n_vars: int, prefix: str, *, dense: bool = False, plain: bool = False
 ) -> ad.AnnData:
     """Make an AnnData with every kind of column that a predicate may name."""
     n = len(cells)
@@ -35,6 +35,8 @@ def modality(
     var = pd.DataFrame({"highly_variable": rng.random(n_vars) > 0.5}, index=[f"{prefix}{i}" for i in range(n_vars)])
     values: Any = np.round(sparse.random(n, n_vars, 0.3, "csr", dtype=np.float32, rng=rng) * 10)
     made = ad.AnnData(values.toarray() if dense else values, obs=obs, var=var)
+    if plain:
+        return made
     made.layers["counts"] = sparse.csr_matrix(values).astype(np.int32)
     made.obsm["X_pca"] = rng.random((n, 3))
     made.uns["cell_type_colors"] = np.array(["#000000", "#ff0000", "#00ff00", "#0000ff"], object)

@@ -51,8 +51,7 @@ def crews(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-@pytest.mark.parametrize("kind", ["h5mu", "dict", "zarr"])
-@pytest.mark.parametrize("sort_by", [(), "rna:cell_type"], ids=["as-is", "sorted"])
+@pytest.mark.parametrize(("kind", "sort_by"), [("h5mu", "rna:cell_type"), ("dict", ()), ("zarr", {"prot": "donor"})])
 def test_the_objects_are_those_of_one_process(
     tmp_path: Path, client: Any, crews: list[str], kind: str, sort_by: Any
 ) -> None:

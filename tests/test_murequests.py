@@ -30,8 +30,8 @@ def source() -> mudata.MuData:
     made = mudata.MuData(
         {
             "rna": modality(rng, cells, 2_000, "GENE"),
-            "prot": modality(rng, cells, 40, "CD", dense=True),
-            "atac": modality(rng, rng.permutation(cells)[:2_500], 3_000, "chr"),
+            "prot": modality(rng, cells, 40, "CD", dense=True, plain=True),
+            "atac": modality(rng, rng.permutation(cells)[:2_500], 3_000, "chr", plain=True),
         }
     )
     made.obs["batch"] = pd.Categorical(rng.choice(["x", "y"], made.n_obs))

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import h5py
+import mudata
 import pandas as pd
 import pytest
-from oracle import assert_equal, sliced, stored
+from oracle import assert_equal, assert_mudata_equal, sliced, stored, stored_mudata
 from zarr.storage import ZipStore
 
 import lobster_zarr as lz
@@ -48,6 +49,7 @@ def _cases(wanted: list[Path]) -> list[Any]:
 FILES = _found()
 BROKEN = [p for p in FILES if p.name.startswith("FAIL_")]
 H5AD = [p for p in FILES if p.suffix == ".h5ad" and p not in BROKEN]
+H5MU = [p for p in FILES if p.suffix == ".h5mu" and p not in BROKEN]
 ZIPPED = [p for p in FILES if p.name.endswith(".zarr.zip")]
 
 
@@ -122,6 +124,24 @@ def test_a_slice_of_a_real_file(source: Path, expected: ad.AnnData, tmp_path: Pa
     rows, genes = slice(1, expected.n_obs, 3), list(range(0, expected.n_vars, 7))
     wanted = sliced(expected, rows, genes)
     assert_equal(lz.open(dest).query(rows, var=genes).to_memory(), wanted, sparse_layout="any")
+
+
+@pytest.mark.parametrize("source", _cases(H5MU), indirect=True)
+def test_a_real_multimodal_file_comes_back(source: Path, tmp_path: Path) -> None:
+    with _quiet():
+        expected = stored_mudata(mudata.read_h5mu(source))
+    own = [f"{name}:{column}" for name, part in expected.mod.items() for column in part.obs]
+    for number, sort_by in enumerate([[], [*expected.obs.columns, *own][:1]]):
+        dest, exported = tmp_path / f"{number}.zarr", tmp_path / f"{number}.h5mu"
+        lz.convert(source, dest, sort_by=sort_by, progress=False)
+        lz.verify(dest, against=source, progress=False)
+        lz.export(dest, exported, progress=False)
+        with _quiet():
+            assert_mudata_equal(stored_mudata(mudata.read_h5mu(exported)), expected)
+        for name, part in expected.mod.items():
+            assert_equal(lz.open(dest / "mod" / name).to_memory(), part)
+    with _quiet():
+        assert_mudata_equal(mudata.read_zarr(tmp_path / "0.zarr"), expected)
 
 
 @pytest.mark.parametrize("path", _cases(ZIPPED))
