@@ -33,9 +33,11 @@ def modality(
         index=cells,
     )
     var = pd.DataFrame({"highly_variable": rng.random(n_vars) > 0.5}, index=[f"{prefix}{i}" for i in range(n_vars)])
-    values: Any = np.round(sparse.random(n, n_vars, 0.3, "csr", dtype=np.float32, rng=rng) * 10)
+    density = 0.05 if plain else 0.3
+    values: Any = np.round(sparse.random(n, n_vars, density, "csr", dtype=np.float32, rng=rng) * 10)
     made = ad.AnnData(values.toarray() if dense else values, obs=obs, var=var)
     if plain:
+        del made.obs["score"], made.obs["is_doublet"]
         return made
     made.layers["counts"] = sparse.csr_matrix(values).astype(np.int32)
     made.obsm["X_pca"] = rng.random((n, 3))
