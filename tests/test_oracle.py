@@ -301,7 +301,7 @@ def _mutations() -> dict[str, Callable[[mudata.MuData], Any]]:
         "a global column": lambda m: m.obs.__setitem__("batch", [1, 2, 4]),
         "a global index name": lambda m: setattr(m.var.index, "name", "gene"),
         "obsm": lambda m: m.obsm["X"].__setitem__((0, 0), 9),
-        "obsmap": lambda m: m.obsmap["a"].__setitem__(0, 2),
+        "obsmap": lambda m: m.obsmap.__setitem__("a", np.array([2, 1, 3], "uint32")),
         "uns": lambda m: m.uns.update(note=1.0),
         "the order of modalities": lambda m: m.mod.update(a=m.mod.pop("a")),
         "the axis": lambda m: setattr(m, "_axis", 1),
