@@ -184,7 +184,7 @@ class Conversion:
         """Return a column of obs as numbers that sort as its values do: int64."""
         columns = self.source.frame("obs").columns
         if name not in columns:
-            msg = f"cannot sort by {name!r}: obs has no such column.{did_you_mean(name, columns)}"
+            msg = f"cannot sort by {name!r}: obs of {self.source.name} lacks it.{did_you_mean(name, columns)}"
             raise NotFoundError(msg)
         values = columns[name]()
         codes = values.codes if isinstance(values, pd.Categorical) else pd.factorize(values, sort=True)[0]

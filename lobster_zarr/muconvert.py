@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,19 +51,17 @@ class MuConversion:
     progress: Progress
 
     def __post_init__(self) -> None:
-        own_keys, own_genes = self._own_sort_keys(), self._own_gene_major()
+        sort_keys, gene_major = self._own_sort_keys(), self._own_gene_major()
+        common: dict[str, Any] = {"scratch": self.scratch, "codec": self.codec, "limit_bytes": self.limit_bytes}
         keys = () if isinstance(self.sort_by, Mapping) else self.sort_by
-        shared = self.codec, self.limit_bytes
-        self.whole = self._conversion(self.source.whole, keys, False, *shared, self.progress)
-        self.parts = {
-            name: self._conversion(source, own_keys[name], own_genes[name], *shared, self.progress.of(name))
-            for name, source in self.source.modalities.items()
-        }
-
-    def _conversion(
-        self, source: Any, sort_by: Any, gene_major: Any, codec: CodecProfile, limit: int, progress: Progress
-    ) -> Conversion:
-        return Conversion(source, self.scratch, tuple(sort_by), codec, gene_major, limit, progress)
+        whole = self.source.whole
+        self.whole = Conversion(whole, sort_by=keys, gene_major=False, progress=self.progress, **common)
+        self.parts: dict[str, Conversion] = {}
+        for name, source in self.source.modalities.items():
+            own: dict[str, Any] = {"sort_by": tuple(sort_keys[name]), "gene_major": gene_major[name]}
+            self.parts[name] = Conversion(source, progress=self.progress.of(name), **own, **common)
+        self.obsmaps = {name: self.source.positions(f"obsmap/{name}") for name in self.parts}
+        self.varmaps = {name: self.source.positions(f"varmap/{name}") for name in self.parts}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -129,28 +126,18 @@ class MuConversion:
             named[split[0]].append(split[1])
         return dict(named)
 
-    @cached_property
-    def _obsmaps(self) -> dict[str, np.ndarray]:
-        return {name: self.source.positions(f"obsmap/{name}") for name in self.parts}
-
-    @cached_property
-    def _varmaps(self) -> dict[str, np.ndarray]:
-        return {name: self.source.positions(f"varmap/{name}") for name in self.parts}
-
     def prepare(self) -> dict[str, Staged]:
         """Check everything, find the order of the rows, and encode what is not streamed; by modality, "" the global.
 
         Whatever cannot be kept is refused here, before the destination is touched.
         """
-        for maps in (self._obsmaps, self._varmaps):
-            del maps  # read, and so checked
         if isinstance(self.sort_by, Mapping):
             for part in self.parts.values():
                 part.order = np.lexsort([part.sort_key(c) for c in part.sort_by][::-1]) if part.sort_by else None
         elif self.sort_by:
             self.whole.order = np.lexsort([self._sort_key(key) for key in self.sort_by][::-1])
             for name, part in self.parts.items():
-                part.order = follow(self._obsmaps[name], self.whole.order, part.n_obs)
+                part.order = follow(self.obsmaps[name], self.whole.order, part.n_obs)
         return {"": self.whole.stage(), **{name: part.stage() for name, part in self.parts.items()}}
 
     def _sort_key(self, key: str) -> np.ndarray:
@@ -163,7 +150,7 @@ class MuConversion:
             msg = f"cannot sort by {key!r}: the global obs has no such column. Did you mean {offers}?"
             raise NotFoundError(msg)
         name, column = split
-        at = self._obsmaps[name].ravel().astype(np.int64)
+        at = self.obsmaps[name].ravel().astype(np.int64)
         keys = np.full(self.whole.n_obs, ABSENT)
         keys[at > 0] = self.parts[name].sort_key(column)[at[at > 0] - 1]
         return keys
@@ -178,9 +165,9 @@ class MuConversion:
             if not any(path.split("/")[0] == group for path in (*staged[""], *self.whole.sizes)):
                 commit.group(group, DICT)
         obsmaps = {
-            name: to_stored(self._obsmaps[name], self.whole.order, part.order) for name, part in self.parts.items()
+            name: to_stored(self.obsmaps[name], self.whole.order, part.order) for name, part in self.parts.items()
         }
-        for kind, maps in (("obsmap", obsmaps), ("varmap", self._varmaps)):
+        for kind, maps in (("obsmap", obsmaps), ("varmap", self.varmaps)):
             commit.group(kind, DICT)
             for name, values in maps.items():
                 path = f"{kind}/{name}"

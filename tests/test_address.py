@@ -35,6 +35,20 @@ def test_where_nobody_lends_the_public_options_remain():
     assert not KEYS.keys() & options.keys()
 
 
+@pytest.mark.parametrize("uri", ["s3://lab/a.zarr", "s3://lab", "memory://a", "/data/a.zarr"])
+def test_a_part_lies_below(uri):
+    address = Address.of(uri, KEYS)
+    assert address.below("") == address
+    assert address.below("mod/rna").uri == f"{uri}/mod/rna"
+    assert address.below("mod/rna").borrow()[1] == address.borrow()[1]
+
+
+def test_a_part_of_a_secret_uri_is_secret_too():
+    part = Address.of("https://user:SECRET@example.org/a.zarr?X-Amz-Signature=SECRET").below("mod/rna")
+    assert "SECRET" not in repr(part)
+    assert part.borrow()[0] == "https://user:SECRET@example.org/a.zarr/mod/rna?X-Amz-Signature=SECRET"
+
+
 def test_a_path_is_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     address = Address.of("a.h5ad")

@@ -10,6 +10,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
+import mudata
 import numpy as np
 import oracle
 import pandas as pd
@@ -292,6 +293,40 @@ def test_reordered_keeps_unused_categories() -> None:
     assert list(once.obs["n"]) == [4, 2, 1, 3]
     assert list(once.obs["kind"].cat.categories) == ["b", "a", "unused"]
     oracle.assert_equal(oracle.reordered(once, np.array([2, 1, 3, 0])), sample())
+
+
+def _mutations() -> dict[str, Callable[[mudata.MuData], Any]]:
+    return {
+        "a value of a modality": lambda m: m["b"].X.__setitem__((0, 0), 5),
+        "a global column": lambda m: m.obs.__setitem__("batch", [1, 2, 4]),
+        "a global index name": lambda m: setattr(m.var.index, "name", "gene"),
+        "obsm": lambda m: m.obsm["X"].__setitem__((0, 0), 9),
+        "obsmap": lambda m: m.obsmap.__setitem__("a", np.array([2, 1, 3], "uint32")),
+        "uns": lambda m: m.uns.update(note=1.0),
+        "the order of modalities": lambda m: m.mod.update(a=m.mod.pop("a")),
+        "the axis": lambda m: setattr(m, "_axis", 1),
+    }
+
+
+def multimodal() -> mudata.MuData:
+    obs, var = pd.DataFrame(index=["1", "2", "3"]), pd.DataFrame(index=["g"])
+    data = mudata.MuData(
+        {"a": ad.AnnData(np.ones((3, 1)), obs=obs), "b": ad.AnnData(np.ones((2, 1)), obs=obs[:2], var=var)}
+    )
+    data.obs["batch"] = [1, 2, 3]
+    data.obsm["X"] = np.zeros((3, 2))
+    data.uns["note"] = 1
+    return data
+
+
+@pytest.mark.parametrize("kind", _mutations())
+def test_a_mutation_of_a_mudata_is_caught(kind: str) -> None:
+    changed = multimodal()
+    oracle.assert_mudata_equal(changed, multimodal())
+    oracle.assert_mudata_equal(oracle.stored_mudata(changed), oracle.stored_mudata(multimodal()))
+    _mutations()[kind](changed)
+    with pytest.raises(AssertionError):
+        oracle.assert_mudata_equal(changed, multimodal())
 
 
 # ---------------------------------------------------------------- why strategies leave things out
