@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from lobster_zarr.element import StoreReader
 from lobster_zarr.errors import (
     FormatError,
     InvalidArgumentError,
@@ -17,7 +16,6 @@ from lobster_zarr.errors import (
     UnsupportedError,
     did_you_mean,
 )
-from lobster_zarr.fetch import Fetcher
 from lobster_zarr.layout import FORMAT_VERSION
 from lobster_zarr.noted import ATTRIBUTE
 from lobster_zarr.projection import Names, Order, Projection
@@ -33,6 +31,8 @@ if TYPE_CHECKING:
     import anndata as ad
     import polars as pl
 
+    from lobster_zarr.element import StoreReader
+    from lobster_zarr.fetch import Fetcher
     from lobster_zarr.node import Tree
     from lobster_zarr.table import TableReader
     from lobster_zarr.traffic import Stats
@@ -81,8 +81,7 @@ class Dataset:
 
     def without_notes(self) -> Dataset:
         """Return the same store as if nothing had been noted of its arrays, with stats of its own."""
-        bare = Fetcher(self.fetcher.store, network=self.fetcher.network, strict=self.fetcher.strict, noted=False)
-        return Dataset(StoreReader(bare, self.tree.without_notes(), self.uri))
+        return Dataset(self.reader.without_notes())
 
     @property
     def attributes(self) -> dict[str, Any]:

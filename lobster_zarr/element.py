@@ -22,7 +22,7 @@ from zarr.storage import MemoryStore
 
 from lobster_zarr.dense import read_array
 from lobster_zarr.errors import ChunkDecodeError, FormatError, UnsupportedError
-from lobster_zarr.fetch import together
+from lobster_zarr.fetch import Fetcher, together
 from lobster_zarr.identity import Identity
 from lobster_zarr.layout import COMPANION, DESCENTS, SOURCE_ORDER
 from lobster_zarr.plan import ArrayRead
@@ -31,7 +31,6 @@ from lobster_zarr.store import display_uri
 from lobster_zarr.table import TableReader
 
 if TYPE_CHECKING:
-    from lobster_zarr.fetch import Fetcher
     from lobster_zarr.grid import Runs
     from lobster_zarr.node import ArrayNode, Tree
 
@@ -98,6 +97,12 @@ class StoreReader:
     def below(self, path: str) -> StoreReader:
         """Return the reader of an AnnData that is a part of the store: no request."""
         return StoreReader(self.fetcher, self.tree.below(path), f"{self.uri}/{path}", self.identity)
+
+    def without_notes(self) -> StoreReader:
+        """Return the reader of the same store as if nothing had been noted of its arrays, with stats of its own."""
+        known = self.fetcher
+        bare = Fetcher(known.store, network=known.network, strict=known.strict, noted=False)
+        return StoreReader(bare, self.tree.without_notes(), self.uri, self.identity)
 
     @property
     def is_sorted(self) -> bool:

@@ -6,6 +6,7 @@ anything is written: that is :mod:`lobster_zarr.h5ad` and :mod:`lobster_zarr.mue
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,20 +17,19 @@ from lobster_zarr.dataset import Dataset
 from lobster_zarr.errors import ConflictError, InvalidArgumentError, StorageError, UnsupportedError
 from lobster_zarr.h5ad import Compression, Export, Sink
 from lobster_zarr.muexport import HEADER_BYTES, header, write_mudata
-from lobster_zarr.mustore import MuStore
+from lobster_zarr.multimodal import MultimodalDataset
+from lobster_zarr.multimodal import open as open_dataset
 from lobster_zarr.report import Progress
 from lobster_zarr.scratch import Scratch
 from lobster_zarr.store import display_uri, is_local, local_path
-from lobster_zarr.verify import open_any_reader
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
     from pathlib import Path
 
 
 def export(
-    uri: str | os.PathLike[str] | Dataset,
+    uri: str | os.PathLike[str] | Dataset | MultimodalDataset,
     dest: str | os.PathLike[str],
     *,
     modality: str | None = None,
@@ -88,10 +88,10 @@ def export(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with Sink(part) as sink, Scratch() as scratch:
-            several, bars = isinstance(data, MuStore), Progress(enabled=progress)
+            several, bars = isinstance(data, MultimodalDataset), Progress(enabled=progress)
             begin = partial(Export, sink=sink, scratch=scratch, compression=compression)
             with h5py.File(sink, "w", userblock_size=HEADER_BYTES if several else 0) as file:
-                if isinstance(data, MuStore):
+                if isinstance(data, MultimodalDataset):
                     write_mudata(data, begin, file, bars)
                 else:
                     begin(data, file, progress=bars).write()
@@ -112,24 +112,26 @@ def export(
 
 
 def _chosen(
-    uri: str | os.PathLike[str] | Dataset, path: Path, modality: str | None, options: Mapping[str, Any] | None
-) -> Dataset | MuStore:
+    uri: str | os.PathLike[str] | Dataset | MultimodalDataset,
+    path: Path,
+    modality: str | None,
+    options: Mapping[str, Any] | None,
+) -> Dataset | MultimodalDataset:
     """Open what is to be written; refuse a file whose name says something else."""
-    reader = open_any_reader(uri, options)
-    if reader.tree.encoding("") == "MuData":
-        store = MuStore.of(reader)
+    opened = open_dataset(uri, options) if isinstance(uri, str | os.PathLike) else uri
+    if isinstance(opened, MultimodalDataset):
         if modality is None and path.suffix != ".h5mu":
             msg = (
-                f"{store.uri} is a MuData store: expected a name that ends in .h5mu, got {path.name!r}. Or choose a "
-                f"modality (modality=, --modality): {list(store.modalities)}"
+                f"{opened.uri} is a MuData store: expected a name that ends in .h5mu, got {path.name!r}. Or choose a "
+                f"modality (modality=, --modality): {list(opened.modalities)}"
             )
             raise InvalidArgumentError(msg)
-        data: Dataset | MuStore = store if modality is None else store[modality]
+        data = opened if modality is None else opened[modality]
     elif modality is not None:
-        msg = f"{reader.uri} is an AnnData store; modality={modality!r} is for a MuData store."
+        msg = f"{opened.uri} is an AnnData store; modality={modality!r} is for a MuData store."
         raise InvalidArgumentError(msg)
     else:
-        data = Dataset(reader)
+        data = opened
     if isinstance(data, Dataset) and path.suffix == ".h5mu":
         msg = f"{data.uri} is an AnnData: expected a name that ends in .h5ad, got {path.name!r}."
         raise InvalidArgumentError(msg)

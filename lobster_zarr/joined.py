@@ -9,15 +9,19 @@ lacks the row). A column of a modality is one of the global table by its map:
 from __future__ import annotations
 
 import asyncio
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, override
 
 import numpy as np
 import pandas as pd
 
 from lobster_zarr.dense import read_array
+from lobster_zarr.element import StoreReader
 from lobster_zarr.errors import FormatError, UnsupportedError
 from lobster_zarr.grid import Runs
+from lobster_zarr.obsmap import misfit
 from lobster_zarr.selection import runs
+from lobster_zarr.store import run
 from lobster_zarr.table import Column, Known, TableReader
 
 if TYPE_CHECKING:
@@ -25,7 +29,6 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from lobster_zarr.element import StoreReader
 
 ALIGNED = "aligned"
 """Entry of the note of a map whose modality has exactly the rows of the global table, in their order."""
@@ -73,16 +76,11 @@ class Maps:
 
     async def _read(self, modality: str) -> np.ndarray | None:
         node = self.reader.tree.array(f"{self.path}/{modality}")
-        stored = (await read_array(self.reader.fetcher, node)).reshape(-1)
-        places = stored.astype(np.int64) - 1
-        n_rows, present = self.tables[modality].n_rows, places[places >= 0]
-        fits = len(places) == self.n_rows and (not len(present) or present.max() < n_rows) and stored.dtype.kind in "iu"
-        if not fits or len(np.unique(present)) != len(present):
-            msg = (
-                f"{node.path!r} of {self.reader.uri} does not fit the {n_rows:,} rows of {modality!r} and the "
-                f"{self.n_rows:,} of the whole; the store is damaged: convert it again."
-            )
+        stored, n_rows = await read_array(self.reader.fetcher, node), self.tables[modality].n_rows
+        if wrong := misfit(stored, self.n_rows, n_rows):
+            msg = f"{node.path!r} of {self.reader.uri} {wrong}; the store is damaged: convert it again."
             raise FormatError(msg)
+        places = stored.reshape(-1).astype(np.int64) - 1
         return None if np.array_equal(places, np.arange(n_rows)) else places
 
 
@@ -199,36 +197,95 @@ class MultimodalReader:
 
     Parameters
     ----------
-    reader
-        Of the whole store.
-
-    Raises
-    ------
-    FormatError
-        The store lacks what MuData needs.
+    root
+        Reader of the whole store.
     """
 
-    def __init__(self, reader: StoreReader) -> None:
-        tree = reader.tree
-        names = tree.attributes("mod").get("mod-order") if "mod" in tree else None
-        stored = tree.children("mod")
-        names = names if isinstance(names, list) and set(names) >= set(stored) else stored
-        lacks = [f"mod/{n}" for n in names if n not in stored]
-        lacks += [p for p in ("obs", "var", "mod") if p not in tree]
-        lacks += [p for n in names for p in (f"obsmap/{n}", f"varmap/{n}") if not tree.is_array(p)]
-        if lacks:
-            msg = f"{reader.uri} is no complete MuData store: it lacks {', '.join(lacks)}. Write it with mudata >= 0.2."
+    def __init__(self, root: StoreReader) -> None:
+        self.root = root
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MultimodalReader, (self.root,)
+
+    def check(self) -> None:
+        """Refuse what is no MuData store; no request.
+
+        Raises
+        ------
+        FormatError
+            It lacks what MuData needs.
+        UnsupportedError
+            A modality is a MuData itself.
+        """
+        tree, uri = self.root.tree, self.root.uri
+        stored, order = tree.children("mod"), self._order
+        if not isinstance(order, list) or sorted(map(str, order)) != sorted(stored):
+            msg = f"{uri} holds the modalities {stored}, and names {order} in 'mod-order'; it is damaged."
             raise FormatError(msg)
-        nested = [n for n in names if tree.encoding(f"mod/{n}") == "MuData"]
+        if self.axis not in (0, 1, -1):
+            msg = f"the attribute 'axis' of {uri} is {self.axis!r}; expected 0, 1 or -1."
+            raise FormatError(msg)
+        maps = [f"{name}map/{modality}" for name in ("obs", "var") for modality in stored]
+        lacks = [p for p in ("obs", "var") if p not in tree] + [p for p in maps if not tree.is_array(p)]
+        if lacks:
+            msg = f"{uri} is no complete MuData store: it lacks {', '.join(lacks)}. Write it with mudata >= 0.2."
+            raise FormatError(msg)
+        nested = [name for name in stored if tree.encoding(f"mod/{name}") == "MuData"]
         if nested:
-            msg = f"the modalities {nested} of {reader.uri} are MuData themselves; expected AnnData."
+            msg = f"the modalities {nested} of {uri} are MuData themselves; expected AnnData."
             raise UnsupportedError(msg)
-        self.root = reader
-        self.modalities = {str(name): reader.below(f"mod/{name}") for name in names}
-        self.axis = int(tree.attributes("").get("axis", 0))
-        self.obsmap = Maps(reader, "obs", {name: part.obs for name, part in self.modalities.items()})
-        self.varmap = Maps(reader, "var", {name: part.var for name, part in self.modalities.items()})
+
+    @property
+    def _order(self) -> Any:
+        tree = self.root.tree
+        found = tree.attributes("mod").get("mod-order") if "mod" in tree else None
+        return sorted(tree.children("mod")) if found is None else found
+
+    @cached_property
+    def modalities(self) -> dict[str, StoreReader]:
+        """The modalities by name, in order."""
+        return {name: self.root.below(f"mod/{name}") for name in self._order}
+
+    @property
+    def axis(self) -> Any:
+        """What the modalities share: 0, their cells; 1, their genes; -1, both."""
+        return self.root.tree.attributes("").get("axis", 0)
+
+    @cached_property
+    def obsmap(self) -> Maps:
+        """Where the cells lie in each modality."""
+        return Maps(self.root, "obs", {name: part.obs for name, part in self.modalities.items()})
+
+    @cached_property
+    def varmap(self) -> Maps:
+        """Where the genes lie in each modality."""
+        return Maps(self.root, "var", {name: part.var for name, part in self.modalities.items()})
 
     def joined(self, table: str) -> JoinedTable:
         """Return a global table with the columns of the modalities; of its own, as it remembers what it read."""
         return JoinedTable(self.root, table, self.obsmap if table == "obs" else self.varmap)
+
+    def whole(self) -> StoreReader:
+        """Return the reader of the global elements alone."""
+        root = self.root
+        return StoreReader(root.fetcher, root.tree.without("mod"), root.uri, root.identity)
+
+    def without_notes(self) -> MultimodalReader:
+        """Return the reader of the same store as if nothing had been noted of its arrays, with stats of its own."""
+        return MultimodalReader(self.root.without_notes())
+
+    def stored_map(self, path: str) -> np.ndarray:
+        """Read one array of obsmap or varmap, as it is stored.
+
+        Raises
+        ------
+        FormatError
+            It is not there.
+        """
+        return run(read_array(self.root.fetcher, self.root.tree.array(path)))
+
+    def orders(self, name: str) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Read the source row of each stored row: of the global obs and of a modality's; None where it is kept."""
+        readers = self.root, self.modalities[name]
+        first, second = (run(reader.source_order()) if reader.is_sorted else None for reader in readers)
+        return first, second

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import h5py
 
     from lobster_zarr.h5ad import Export
-    from lobster_zarr.mustore import MuStore
+    from lobster_zarr.multimodal import MultimodalDataset
     from lobster_zarr.report import Progress
 
 HEADER_BYTES = 512
@@ -31,7 +31,7 @@ def header() -> bytes:
     return text.format(version("lobster_zarr")).encode().ljust(HEADER_BYTES, b"\0")
 
 
-def write_mudata(data: MuStore, export: Callable[..., Export], file: h5py.File, progress: Progress) -> None:
+def write_mudata(data: MultimodalDataset, export: Callable[..., Export], file: h5py.File, progress: Progress) -> None:
     """Write every element, modality by modality.
 
     Parameters
@@ -50,8 +50,10 @@ def write_mudata(data: MuStore, export: Callable[..., Export], file: h5py.File, 
     for kind in ("obsmap", "varmap"):
         file.create_group(kind).attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
         for name in data.modalities:
-            positions = data.positions(f"{kind}/{name}")
-            whole.put(f"{kind}/{name}", to_source(positions, *data.orders(name)) if kind == "obsmap" else positions)
+            positions = data.reader.stored_map(f"{kind}/{name}")
+            whole.put(
+                f"{kind}/{name}", to_source(positions, *data.reader.orders(name)) if kind == "obsmap" else positions
+            )
     mod = file.create_group("mod")
     for name, part in data.modalities.items():
         export(part, mod.create_group(name), progress=progress.of(name)).write()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lobster_zarr.byterange import Network
 from lobster_zarr.dataset import Dataset
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import mudata
     import polars as pl
 
-    from lobster_zarr.element import StoreReader
     from lobster_zarr.mulazy import LazyMuData
     from lobster_zarr.node import Tree
     from lobster_zarr.projection import Order
@@ -49,21 +48,17 @@ class MultimodalDataset:
         Reads the elements of the store.
     """
 
-    def __init__(self, reader: StoreReader) -> None:
-        self.reader, self.uri = reader, reader.uri
-        self._data  # noqa: B018 - says whether it is a MuData
+    def __init__(self, reader: MultimodalReader) -> None:
+        reader.check()
+        self.reader, self.uri = reader, reader.root.uri
 
     def __getstate__(self) -> dict[str, Any]:
         return {"reader": self.reader, "uri": self.uri}
 
     @cached_property
-    def _data(self) -> MultimodalReader:
-        return MultimodalReader(self.reader)
-
-    @cached_property
     def modalities(self) -> dict[str, Dataset]:
         """The modalities by name, in order."""
-        return {name: Dataset(part) for name, part in self._data.modalities.items()}
+        return {name: Dataset(part) for name, part in self.reader.modalities.items()}
 
     def __getitem__(self, modality: str) -> Dataset:
         """Return one modality.
@@ -86,15 +81,15 @@ class MultimodalDataset:
         return len(self.modalities)
 
     def _check_modality(self, name: str) -> None:
-        if name not in self._data.modalities:
-            known = list(self._data.modalities)
+        if name not in self.reader.modalities:
+            known = list(self.reader.modalities)
             msg = f"{self.uri} has no modality {name!r}.{did_you_mean(name, known)} It has: {known}"
             raise NotFoundError(msg)
 
     @property
     def tree(self) -> Tree:
         """The store's nodes."""
-        return self.reader.tree
+        return self.reader.root.tree
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -102,19 +97,29 @@ class MultimodalDataset:
         return self.tree.noted()
 
     @property
-    def axis(self) -> int:
+    def axis(self) -> Literal[0, 1, -1]:
         """What the modalities share: 0, their cells; 1, their genes; -1, both."""
-        return self._data.axis
+        axis: Literal[0, 1, -1] = self.reader.axis
+        return axis
+
+    @property
+    def whole(self) -> Dataset:
+        """The global elements alone."""
+        return Dataset(self.reader.whole())
+
+    def without_notes(self) -> MultimodalDataset:
+        """Return the same store as if nothing had been noted of its arrays, with stats of its own."""
+        return MultimodalDataset(self.reader.without_notes())
 
     @property
     def obs(self) -> TableReader:
         """The global table of cells."""
-        return self.reader.obs
+        return self.reader.root.obs
 
     @property
     def var(self) -> TableReader:
         """The global table of genes."""
-        return self.reader.var
+        return self.reader.root.var
 
     @property
     def n_obs(self) -> int:
@@ -144,7 +149,7 @@ class MultimodalDataset:
     @property
     def stats(self) -> Stats:
         """Requests and bytes read since the store was opened, metadata left out."""
-        return self.reader.fetcher.stats
+        return self.reader.root.fetcher.stats
 
     def info(self) -> MultimodalInfo:
         """Describe the store from its metadata: no request."""
@@ -204,8 +209,8 @@ class MultimodalDataset:
             if given not in expected:
                 msg = f"{name} is {given!r}; expected {expected[0]!r} or {expected[1]!r}."
                 raise InvalidArgumentError(msg)
-        by_owner = projections(self._data, elements)
-        whole_var, var_of = of_modalities(self._data, var)
+        by_owner = projections(self.reader, elements)
+        whole_var, var_of = of_modalities(self.reader, var)
         asked = Question(
             obs,
             whole_var,
@@ -218,17 +223,17 @@ class MultimodalDataset:
             None if max_bytes is None else parse_size(max_bytes, "max_bytes"),
             None if memory_limit is None else parse_size(memory_limit, "memory_limit"),
         )
-        return MultimodalSelection(JointReading(self._data, asked))
+        return MultimodalSelection(JointReading(self.reader, asked))
 
     def _chosen(self, modalities: Sequence[str] | None) -> tuple[str, ...]:
         if modalities is None:
-            return tuple(self._data.modalities)
+            return tuple(self.reader.modalities)
         if isinstance(modalities, str) or not modalities:
-            msg = f"modalities is {modalities!r}; expected a list of names, of {list(self._data.modalities)}."
+            msg = f"modalities is {modalities!r}; expected a list of names, of {list(self.reader.modalities)}."
             raise InvalidArgumentError(msg)
         for name in modalities:
             self._check_modality(name)
-        return tuple(name for name in self._data.modalities if name in modalities)
+        return tuple(name for name in self.reader.modalities if name in modalities)
 
     def sql(self, query: str, **tables: Any) -> pl.DataFrame:
         """Run SQL over ``obs``, ``var`` and the tables of the modalities; only what it needs is read.
@@ -252,11 +257,11 @@ class MultimodalDataset:
         InvalidPredicateError, NotFoundError
             The query cannot be run, or names what does not exist.
         """
-        data = self._data
+        data = self.reader
         named: dict[str, TableReader] = {"obs": data.joined("obs"), "var": data.joined("var")}
         for name, part in data.modalities.items():
             named |= {name: part.obs, f"{name}_var": part.var}
-        return execute(self.reader, named, query, tables, tuple(data.modalities))
+        return execute(data.root, named, query, tables, tuple(data.modalities))
 
     def to_lazy(self, *, order: Order = "source", **options: Any) -> LazyMuData:
         """Return everything as a lazy MuData: see :meth:`MultimodalSelection.to_lazy`, whose options it takes."""
@@ -303,4 +308,4 @@ def open(
         The storage refused, or could not be reached.
     """
     reader = open_reader(open_store(uri, storage_options), os.fspath(uri), network or Network())
-    return MultimodalDataset(reader) if reader.tree.encoding("") == "MuData" else Dataset(reader)
+    return MultimodalDataset(MultimodalReader(reader)) if reader.tree.encoding("") == "MuData" else Dataset(reader)

@@ -244,7 +244,7 @@ class JointReading:
         data = dict(zip(self.parts, parts, strict=True))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notes of mudata's and anndata's on names that are not unique
-            made: T = kind(data, obs=obs, var=var, uns=uns, axis=self.data.axis, **groups)
+            made: T = kind(data, obs=obs, var=var, uns=uns, axis=int(self.data.axis), **groups)
         return made
 
     async def check_budget(self) -> None:

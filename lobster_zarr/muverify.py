@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lobster_zarr.cluster import Crew
+    from lobster_zarr.multimodal import MultimodalDataset
     from lobster_zarr.musource import MuSource
-    from lobster_zarr.mustore import MuStore
     from lobster_zarr.report import Progress
 
 
@@ -38,7 +38,7 @@ class MuVerification:
         By modality.
     """
 
-    noted: MuStore
+    noted: MultimodalDataset
     progress: Progress
     crews: Mapping[str, Crew | None]
 
@@ -58,8 +58,7 @@ class MuVerification:
     @property
     def n_bytes(self) -> int:
         """Encoded bytes that were read."""
-        checks = (self.whole, *self.parts.values())
-        return sum(check.n_bytes + check.data.stats.n_bytes for check in checks)
+        return self.data.stats.n_bytes + sum(check.n_bytes for check in self.parts.values())
 
     @property
     def compared(self) -> list[str]:
@@ -103,16 +102,16 @@ class MuVerification:
                 self._fail(f"{kind!r} has arrays for {found}; expected one for each modality, {sorted(self.parts)}.")
             for name, check in self.parts.items():
                 n_rows = check.data.n_obs if kind == "obsmap" else check.data.n_vars
-                wrong = misfit(self.data.positions(f"{kind}/{name}"), n_all, n_rows)
+                wrong = misfit(self.data.reader.stored_map(f"{kind}/{name}"), n_all, n_rows)
                 if wrong is not None:
                     self._fail(f"'{kind}/{name}' {wrong}.")
 
     def _compare_maps(self, source: MuSource) -> None:
         for name in self.parts:
-            order, part_order = self.data.orders(name)
+            order, part_order = self.data.reader.orders(name)
             rows = to_stored(source.positions(f"obsmap/{name}"), order, part_order)
             for path, expected in ((f"obsmap/{name}", rows), (f"varmap/{name}", source.positions(f"varmap/{name}"))):
-                stored = self.data.positions(path)
+                stored = self.data.reader.stored_map(path)
                 if stored.dtype != expected.dtype or not np.array_equal(stored, expected):
                     self._fail(f"{path!r} differs from the source.")
                 self.whole.compared.append(path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -376,6 +376,11 @@ class Tree:
         arrays = (self.array(p) for p in noted if self.is_array(p) and self.array(p).grid.n_chunks)
         found = ((node, node.note.object()) for node in arrays)
         return {node.key(0): payload for node, payload in found if payload is not None}
+
+    def without(self, path: str) -> Tree:
+        """Return the tree without a group and what is below it."""
+        kept = {p: n for p, n in self.nodes.items() if p != path and not p.startswith(f"{path}/")}
+        return replace(self, nodes=kept)
 
     def without_notes(self) -> Tree:
         """Return the tree as if this package had noted nothing of its arrays."""

@@ -13,16 +13,15 @@ from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from lobster_zarr.address import Address
-from lobster_zarr.byterange import Network
 from lobster_zarr.cluster import crew_for
 from lobster_zarr.dataset import Dataset
 from lobster_zarr.errors import VerificationError
+from lobster_zarr.multimodal import MultimodalDataset
+from lobster_zarr.multimodal import open as open_dataset
 from lobster_zarr.musource import MuSource, open_any
-from lobster_zarr.mustore import MuStore
 from lobster_zarr.muverify import MuVerification
-from lobster_zarr.reopen import open_reader
 from lobster_zarr.report import Progress, VerificationReport
-from lobster_zarr.store import UriStore, open_store
+from lobster_zarr.store import UriStore
 from lobster_zarr.verification import Verification
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    uri: str | os.PathLike[str] | Dataset,
+    uri: str | os.PathLike[str] | Dataset | MultimodalDataset,
     against: AnySource | None = None,
     *,
     storage_options: Mapping[str, Any] | None = None,
@@ -71,8 +70,9 @@ def verify(
         `client` was passed, and its workers cannot reach the store (``memory://``).
     """
     started = time.perf_counter()
-    reader = open_any_reader(uri, storage_options)
-    store = MuStore.of(reader) if reader.tree.encoding("") == "MuData" else None
+    opened = open_dataset(uri, storage_options) if isinstance(uri, str | os.PathLike) else uri
+    store = opened if isinstance(opened, MultimodalDataset) else None
+    reader = opened.reader.root if isinstance(opened, MultimodalDataset) else opened.reader
     with ExitStack() as stack:
         source = None
         if against is not None:
@@ -95,13 +95,6 @@ def verify(
             path = against if single is not None and not single.is_in_memory else None
             found = _single(Dataset(reader), single, bars, _crew(client, reader, "", path, storage_options))
     return VerificationReport(reader.uri, *found, time.perf_counter() - started)
-
-
-def open_any_reader(uri: str | os.PathLike[str] | Dataset, storage_options: Mapping[str, Any] | None) -> StoreReader:
-    """Open a store of either kind, or take the reader of one that is open."""
-    if isinstance(uri, str | os.PathLike):
-        return open_reader(open_store(uri, storage_options), os.fspath(uri), Network())
-    return uri.reader
 
 
 def _single(

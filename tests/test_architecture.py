@@ -95,7 +95,6 @@ RINGS: dict[int, set[str]] = {
         "conversion",
         "muconvert",
         "musource",
-        "mustore",
         "muverify",
         "verification",
         "muexport",
