@@ -19,6 +19,7 @@ from lobster_zarr.dense import read_array
 from lobster_zarr.element import StoreReader
 from lobster_zarr.errors import FormatError, UnsupportedError
 from lobster_zarr.grid import Runs
+from lobster_zarr.layout import ALIGNED
 from lobster_zarr.obsmap import misfit
 from lobster_zarr.selection import runs
 from lobster_zarr.store import run
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import polars as pl
-
-
-ALIGNED = "aligned"
-"""Entry of the note of a map whose modality has exactly the rows of the global table, in their order."""
 
 
 class Maps:

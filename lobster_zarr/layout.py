@@ -50,6 +50,9 @@ NOTED_CHUNKS = 512
 DESCENTS = "descents"
 """Entry of the note of SOURCE_ORDER: the stored rows whose source position is less than that of the row before."""
 MAX_DESCENTS = 1_000
+ALIGNED = "aligned"
+"""Entry of the note of ``obsmap/<modality>`` and ``varmap/<modality>``, true: its rows are the global ones, in their
+order."""
 NOTED_OBJECT = 2 << 10
 """An object of at most this many bytes is in the note of its array too, and costs no request."""
 NOTED_OBJECTS = 64 << 10

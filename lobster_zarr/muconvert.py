@@ -17,8 +17,9 @@ import numpy as np
 
 from lobster_zarr.conversion import MISSING, Conversion
 from lobster_zarr.errors import NotFoundError, did_you_mean
+from lobster_zarr.layout import ALIGNED
 from lobster_zarr.noted import ATTRIBUTE
-from lobster_zarr.obsmap import follow, to_stored
+from lobster_zarr.obsmap import follow, is_aligned, to_stored
 from lobster_zarr.stage import stage
 from lobster_zarr.write import write_staged
 
@@ -158,6 +159,9 @@ class MuConversion:
     def _holders(self, column: str) -> list[str]:
         return [name for name, part in self.source.modalities.items() if column in part.frame("obs").columns]
 
+    def _n_rows(self, kind: str, name: str) -> int:
+        return self.parts[name].n_obs if kind == "obsmap" else self.parts[name].n_vars
+
     def write(self, commit: Commit, staged: Mapping[str, Staged], crews: Mapping[str, Crew | None]) -> None:
         """Write every modality, then the root; a modality's sparse matrices with its crew, where there is one."""
         self.whole.write_elements(commit, staged[""])
@@ -172,6 +176,7 @@ class MuConversion:
             for name, values in maps.items():
                 path = f"{kind}/{name}"
                 self.whole.sizes |= write_staged(commit, path, stage(values, path), self.codec)
+                commit.note(path, {ALIGNED: True} if is_aligned(values, self._n_rows(kind, name)) else {})
         commit.group("mod", {"mod-order": list(self.parts)})
         for name, part in self.parts.items():
             crew = crews.get(name)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lobster_zarr.errors import VerificationError
-from lobster_zarr.obsmap import misfit, to_stored
+from lobster_zarr.layout import ALIGNED
+from lobster_zarr.obsmap import is_aligned, misfit, to_stored
 from lobster_zarr.verification import Verification
 
 if TYPE_CHECKING:
@@ -102,9 +103,13 @@ class MuVerification:
                 self._fail(f"{kind!r} has arrays for {found}; expected one for each modality, {sorted(self.parts)}.")
             for name, check in self.parts.items():
                 n_rows = check.data.n_obs if kind == "obsmap" else check.data.n_vars
-                wrong = misfit(self.data.reader.stored_map(f"{kind}/{name}"), n_all, n_rows)
+                positions = self.data.reader.stored_map(f"{kind}/{name}")
+                wrong = misfit(positions, n_all, n_rows)
                 if wrong is not None:
                     self._fail(f"'{kind}/{name}' {wrong}.")
+                noted = self.noted.tree.array(f"{kind}/{name}").note.entries.get(ALIGNED, False)
+                if noted and not is_aligned(positions, n_rows):
+                    self._fail(f"what the metadata of '{kind}/{name}' says of it differs from what it holds.")
 
     def _compare_maps(self, source: MuSource) -> None:
         for name in self.parts:

@@ -29,6 +29,11 @@ def misfit(obsmap: np.ndarray, n_obs: int, n_rows: int) -> str | None:
     return f"names row {int(repeated[0]) + 1:,} of the modality more than once" if len(repeated) else None
 
 
+def is_aligned(obsmap: np.ndarray, n_rows: int) -> bool:
+    """Whether a modality of so many rows has all global rows, in their order, and no others."""
+    return np.array_equal(obsmap.ravel(), np.arange(1, n_rows + 1))
+
+
 def follow(obsmap: np.ndarray, order: np.ndarray, n_rows: int) -> np.ndarray | None:
     """Bring the rows of a modality into the order of the global rows; those that none names come last.
 

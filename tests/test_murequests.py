@@ -118,6 +118,22 @@ def test_what_a_lazy_subset_reads(stored: Path, source: mudata.MuData, monkeypat
     assert 0 < of_x < 0.25 * sum(data["rna"].fetcher.stored_bytes[f"mod/rna/X/{a}"] for a in ("data", "indices"))
 
 
+def test_chunks_that_cannot_match_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, n = np.random.default_rng(0), 40_000
+    cells = np.asarray([f"cell{i}" for i in range(n)], object)
+    made = mudata.MuData({name: modality(rng, cells, 4, name, plain=True) for name in ("rna", "prot")})
+    asked = "rna:cell_type == 'NK' and prot:n_counts > 500"
+    n_bytes = {}
+    for name, sort_by in (("sorted", ["rna:cell_type"]), ("unsorted", [])):
+        lz.convert(made, tmp_path / name, sort_by=sort_by, progress=False)
+        data, store = opened(tmp_path / name, monkeypatch)
+        store.forget()
+        assert data.query(asked).count() == rows_of(made, "`rna:cell_type` == 'NK' and `prot:n_counts` > 500").sum()
+        assert {k.split("/c/")[0] for k in store.keys} <= {"mod/rna/obs/cell_type/codes", "mod/prot/obs/n_counts"}
+        n_bytes[name] = store.n_bytes
+    assert n_bytes["sorted"] < 0.7 * n_bytes["unsorted"]
+
+
 def test_over_s3(source: mudata.MuData, s3: S3Server) -> None:
     uri = f"{s3.bucket('multimodal')}/m.zarr"
     report = lz.convert(source, uri, sort_by=["rna:cell_type"], storage_options=s3.storage_options, progress=False)

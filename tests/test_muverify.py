@@ -162,6 +162,15 @@ def _without_notes(store: Path) -> None:
     (store / "zarr.json").write_text(json.dumps(root))
 
 
+def test_a_map_that_is_said_to_be_aligned(store: Path) -> None:
+    root = json.loads((store / "zarr.json").read_text())
+    nodes = root["consolidated_metadata"]["metadata"]
+    nodes["obsmap/prot"]["attributes"].setdefault("lobster_zarr", {})["aligned"] = True
+    (store / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(errors.VerificationError, match="obsmap/prot"):
+        verify(store)
+
+
 def test_modalities_that_are_not_those_of_the_store(store: Path) -> None:
     root = json.loads((store / "zarr.json").read_text())
     root["consolidated_metadata"]["metadata"]["mod"]["attributes"]["mod-order"] = ["rna"]
