@@ -194,7 +194,7 @@ class Names:
 
     def unknown(self, name: str, elsewhere: str = "", features: Iterable[str] = ()) -> NotFoundError:
         """Make the error for a name that is no column; `elsewhere` says where else it is not, `features` what is."""
-        known = [*self.kinds, self.index]
+        known = [known for known in (*self.kinds, self.index) if known != name]
         shown = ", ".join(map(repr, known[:8])) + (", …" if len(known) > 8 else "")
         near = did_you_mean(name, known) or did_you_mean(name, features)
         error = NotFoundError(f"{self.axis} has no column {name!r}{elsewhere}.{near or f' {self.axis} has {shown}.'}")

@@ -6,6 +6,7 @@ Must not know what is done with it.
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import TYPE_CHECKING, Any, override
 
 import mudata
@@ -33,17 +34,19 @@ class LazyMuData(mudata.MuData):  # type: ignore[misc]  # mudata has no types
     def copy(self, filename: str | os.PathLike[str] | None = None) -> mudata.MuData:
         if filename is not None:
             return self.to_memory().copy(filename)
-        return LazyMuData(**self._elements({name: adata.copy() for name, adata in self.mod.items()}))
+        return self._made(LazyMuData, {name: adata.copy() for name, adata in self.mod.items()})
 
     def to_memory(self) -> mudata.MuData:
         """Read the matrices: a MuData in memory."""
         # A copy drops categories that are not used any more, as that of any part of an AnnData.
-        return mudata.MuData(**self._elements({name: adata.copy().to_memory() for name, adata in self.mod.items()}))
+        return self._made(mudata.MuData, {name: adata.copy().to_memory() for name, adata in self.mod.items()})
 
-    def _elements(self, data: dict[str, Any]) -> dict[str, Any]:
+    def _made(self, kind: type[mudata.MuData], data: dict[str, Any]) -> mudata.MuData:
         names = ("obs", "var", "obsm", "varm", "obsp", "varp", "obsmap", "varmap")
-        uns = copy.deepcopy(dict(self.uns))
-        return {"data": data, "uns": uns, "axis": self.axis} | {name: getattr(self, name).copy() for name in names}
+        elements = {name: getattr(self, name).copy() for name in names}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # mudata's note on names that are not unique
+            return kind(data, uns=copy.deepcopy(dict(self.uns)), axis=self.axis, **elements)
 
 
 def lazy_mudata(reading: JointReading, sparse_format: SparseFormat, block_bytes: int) -> LazyMuData:

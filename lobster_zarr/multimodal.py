@@ -7,6 +7,7 @@ its rows, table or modalities are asked for, and then only theirs.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -228,7 +229,8 @@ class MultimodalDataset:
     def _chosen(self, modalities: Sequence[str] | None) -> tuple[str, ...]:
         if modalities is None:
             return tuple(self.reader.modalities)
-        if isinstance(modalities, str) or not modalities:
+        given: object = modalities
+        if isinstance(given, str) or not isinstance(given, Iterable) or not modalities:
             msg = f"modalities is {modalities!r}; expected a list of names, of {list(self.reader.modalities)}."
             raise InvalidArgumentError(msg)
         for name in modalities:
@@ -259,8 +261,8 @@ class MultimodalDataset:
         """
         data = self.reader
         named: dict[str, TableReader] = {"obs": data.joined("obs"), "var": data.joined("var")}
-        for name, part in data.modalities.items():
-            named |= {name: part.obs, f"{name}_var": part.var}
+        for name, part in data.modalities.items():  # a modality may be called "obs"
+            named = {name: part.obs, f"{name}_var": part.var} | named
         return execute(data.root, named, query, tables, tuple(data.modalities))
 
     def to_lazy(self, *, order: Order = "source", **options: Any) -> LazyMuData:

@@ -6,10 +6,11 @@ A list of names restricts everything: ``counts`` wherever something has that nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from lobster_zarr._clause import short
 from lobster_zarr.errors import InvalidArgumentError, NotFoundError, did_you_mean
 from lobster_zarr.projection import Projection
 
@@ -69,8 +70,8 @@ def _own(data: MultimodalReader, field: str, given: Any, owners: Sequence[str]) 
     """Share names out to those that have them."""
     if given is None or given == ALL:
         return dict.fromkeys(owners, None)
-    if isinstance(given, str):
-        msg = f"{field}={given!r} is a single text; expected a list of names: [{given!r}]."
+    if isinstance(given, str) or not isinstance(given, Iterable) or not all(isinstance(name, str) for name in given):
+        msg = f"{field} is {given!r}; expected a list of names{f': [{given!r}]' if isinstance(given, str) else ''}."
         raise InvalidArgumentError(msg)
     members = {owner: _members(data, owner, field) for owner in owners}
     own: dict[str, list[str] | None] = {}
@@ -81,7 +82,7 @@ def _own(data: MultimodalReader, field: str, given: Any, owners: Sequence[str]) 
     for name in given:
         if name not in spelled:
             msg = f"{field.removesuffix('_columns')} has no {name!r}.{did_you_mean(str(name), sorted(spelled))}"
-            raise NotFoundError(f"{msg} It has: {sorted(spelled)}")
+            raise NotFoundError(f"{msg} It has: {short(sorted(spelled))}")
     return own
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lobster_zarr._clause import short
 from lobster_zarr.blocks import BLOCK_BYTES
 from lobster_zarr.client import client_for
 from lobster_zarr.errors import NotFoundError, did_you_mean
@@ -63,7 +64,8 @@ class MultimodalSelection:
         asked = self._reading.asked
         var = asked.var if asked.var is not None else dict(asked.var_of) or None
         chosen = ", ".join(self.modalities)
-        return f"MultimodalSelection(obs={asked.obs!r}, var={var!r}, modalities={chosen}) of {self.uri}"
+        shown = f"obs={short(repr(asked.obs))}, var={short(repr(var))}, modalities={chosen}"
+        return f"MultimodalSelection({shown}) of {self.uri}"
 
     def __getitem__(self, modality: str) -> Selection:
         """Return the selection of one modality: its cells, in the order of the whole.

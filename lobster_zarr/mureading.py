@@ -112,12 +112,16 @@ class JointReading:
         self.resolver = self.root.resolver = JointResolver(data, asked.order, self.obs, resolvers)
         self._axes: tuple[Places, Places] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return JointReading, (self.data, self.asked)  # resolved anew: what was learnt may be as long as the tables
+
     def _part(self, name: str) -> Reading:
         asked = self.asked
         obs = ... if self._sliced else None  # which rows, and their order, is resolved here
         var = asked.var_of.get(name, asked.var)
         order: Order = "storage" if self._sliced else asked.order
-        return Reading(self.data.modalities[name], obs, var, order, asked.projections[name], stats=self.stats)
+        budget = asked.max_bytes, asked.memory_limit  # of one alone too
+        return Reading(self.data.modalities[name], obs, var, order, asked.projections[name], *budget, self.stats)
 
     @property
     def _sliced(self) -> bool:

@@ -44,10 +44,9 @@ class JointResolver(Resolver):
 
     @override
     async def feature(self, spelled: str, columns: Names) -> Found:
-        owner, sign, name = spelled.partition(":")
-        if not sign:
-            owner, sign, name = spelled.partition(".")
-        if not sign or owner not in self.parts:
+        owner = max((m for m in self.parts if spelled.startswith((f"{m}:", f"{m}."))), key=len, default="")
+        name = spelled[len(owner) + 1 :]
+        if not owner or not name:
             owned = [f"{m}:{spelled}" for m in self.parts if f"{m}:{spelled}" in columns.kinds]
             example = (
                 f"; write {' or '.join(owned)}" if owned else f"; those of a modality are {next(iter(self.parts))}:…"

@@ -103,7 +103,8 @@ def _quoted(query: str, modalities: Sequence[str]) -> str:
 
     def quoted(match: re.Match[str]) -> str:
         owner, sign, column = match["owner"], match["sign"], match["column"]
-        is_table = sign == "." and re.search(rf"\b(?:FROM|JOIN)\s+{owner}\b", query, re.IGNORECASE)
+        listed = rf"\b(?:FROM|JOIN)\s+(?:[\w\s]+,\s*)*{owner}\b(?!\s*[.:])"
+        is_table = sign == "." and re.search(listed, query, re.IGNORECASE)
         if owner not in modalities or is_table:
             return match.group()
         return f'"{owner}:{column.strip(chr(34))}"'
@@ -153,6 +154,7 @@ def scan(table: TableReader) -> pl.LazyFrame:
         rest = [name for name in wanted if name not in known]
         read = {s.name: s for s in run(columns(rest, rows))}
         read |= {name: known[name][at] for name in wanted if name in known}
-        yield pl.DataFrame([read[name] for name in wanted])
+        # Of a cross join, no column of one of the tables may be wanted, but its rows are.
+        yield pl.DataFrame([read[name] for name in wanted] or None, height=len(positions))
 
     return register_io_source(source, schema=schema)

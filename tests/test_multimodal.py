@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import dask.array as da
@@ -13,11 +14,14 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from mudatas import assert_mudata_equal, citeseq, pulled, rows_of, selected
+from mudatas import assert_mudata_equal, citeseq, modality, pulled, rows_of, selected
 from oracle import assert_equal
 
 import lobster_zarr as lz
 from lobster_zarr import errors
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SORTED: dict[str, Any] = {
     "stored": (),
@@ -121,9 +125,9 @@ def test_features_of_any_modality(opened: tuple[Any, mudata.MuData], name: str, 
     data, memory = opened
     asked, features, condition = FEATURES[name]
     table = pulled(memory)
-    for column, (modality, layer, feature) in features.items():
-        values = values_of(memory.mod[modality], layer, feature)
-        table[column] = pd.Series(values, memory.mod[modality].obs_names).astype("Float64").reindex(table.index)
+    for column, (name_of, layer, feature) in features.items():
+        values = values_of(memory.mod[name_of], layer, feature)
+        table[column] = pd.Series(values, memory.mod[name_of].obs_names).astype("Float64").reindex(table.index)
     mask = table.eval(condition).fillna(value=False).to_numpy(bool)
     assert mask.any()
     selection = data.query(asked, modalities=modalities)
@@ -302,6 +306,9 @@ def test_a_dataset_and_a_selection_travel(opened: tuple[Any, mudata.MuData]) -> 
         ({"order": "random"}, "'source' or 'storage'"),
         ({"modalities": "rna"}, "expected a list"),
         ({"modalities": []}, "expected a list"),
+        ({"modalities": 5}, "expected a list"),
+        ({"layers": [3]}, "expected a list"),
+        ({"obsm": 3}, "expected a list"),
         ({"modalities": ["rnaa"]}, "Did you mean 'rna'"),
         ({"layer": []}, "Did you mean 'layers'"),
         ({"var": {"rna": [], "port": []}}, "Did you mean 'prot'"),
@@ -322,3 +329,88 @@ def test_it_shows_its_modalities(opened: tuple[Any, mudata.MuData]) -> None:
     assert data.info().to_dict()["modalities"]["prot"]["n_vars"] == 12
     with pytest.raises(errors.NotFoundError, match="Did you mean 'prot'"):
         data["port"]
+
+
+def parts_of(*names: str) -> mudata.MuData:
+    rng, cells = np.random.default_rng(0), np.asarray([f"cell{i}" for i in range(20)], object)
+    return mudata.MuData({name: modality(rng, cells[i:], 4, f"{name}-G") for i, name in enumerate(names)})
+
+
+def stored(data: mudata.MuData, path: Path) -> Any:
+    lz.convert(data, path / "a.zarr", progress=False)
+    return lz.open(path / "a.zarr")
+
+
+def test_a_selection_travels(opened: tuple[Any, mudata.MuData]) -> None:
+    data, _ = opened
+    selection = data.query("rna:cell_type == 'NK' and prot:CD3 > 2", modalities=["prot"], join="inner")
+    fresh = pickle.dumps(selection)
+    found = selection.to_memory()
+    for sent in (fresh, pickle.dumps(selection)):
+        again = pickle.loads(sent)  # noqa: S301 - made here
+        assert again.stats.n_requests == 0
+        assert again.count() == found.n_obs
+        assert_mudata_equal(again.to_memory(), found)
+
+
+def test_the_budget_holds_for_one_modality(opened: tuple[Any, mudata.MuData]) -> None:
+    with pytest.raises(errors.BudgetError, match="max_bytes"):
+        opened[0].query("rna:cell_type == 'T cell'", max_bytes=100)["rna"].to_memory()
+
+
+def test_one_selection_from_many_threads(opened: tuple[Any, mudata.MuData]) -> None:
+    data, memory = opened
+    selection = data.query("rna:cell_type == 'T cell'")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: selection.to_memory(), range(4)))
+    expected = selected(memory, rows_of(memory, "`rna:cell_type` == 'T cell'"))
+    for each in found:
+        assert_mudata_equal(each, expected)
+
+
+def test_modalities_of_any_name(tmp_path: Path) -> None:
+    names = ("obs", "a", "a:b", "my rna", "X")
+    data = stored(source := parts_of(*names), tmp_path)
+    for name in names:
+        assert data.query(f"`{name}:n_counts` > 500").count() == (source[name].obs["n_counts"] > 500).sum()
+        feature = f"{name}:{name}-G1"
+        more = values_of(source[name], "X", f"{name}-G1") > 0
+        assert data.query(f"`{feature}` > 0").count() == data.query(pl.col(feature) > 0).count() == more.sum()
+    assert data.sql('SELECT "obs:n_counts", "a:b:n_counts" FROM obs').height == source.n_obs
+    assert data.sql("SELECT * FROM obs").width == 1 + sum(part.obs.shape[1] for part in source.mod.values())
+
+
+def test_sql_of_several_tables(opened: tuple[Any, mudata.MuData]) -> None:
+    data, memory = opened
+    n_pairs = memory.n_obs * memory["prot"].n_obs
+    assert data.sql("SELECT o.batch FROM obs o CROSS JOIN prot").height == n_pairs
+    assert data.sql("SELECT 1 AS one FROM obs, prot").height == n_pairs
+    query = "SELECT rna.n_counts, prot.n_counts AS n FROM rna, prot WHERE rna.index = prot.index"
+    assert data.sql(query).height == memory["prot"].n_obs
+    users = pl.DataFrame({"kind": ["x", "y"], "n": [1, 2]})
+    joined = data.sql("SELECT rna.cell_type, n FROM obs o JOIN users ON o.batch = users.kind", users=users)
+    assert joined.height == memory.obs["batch"].isin(["x", "y"]).sum()
+
+
+def test_the_names_of_a_modality_are_no_column(opened: tuple[Any, mudata.MuData]) -> None:
+    with pytest.raises(errors.NotFoundError, match="prot:obs has no column 'index'") as caught:
+        opened[0].query("prot:index == 'cell1'").count()
+    assert "mean 'index'" not in str(caught.value)
+
+
+def test_what_is_shown_is_short(opened: tuple[Any, mudata.MuData]) -> None:
+    names = [f"cell{i}" for i in range(300)]
+    assert len(repr(opened[0].query(names, {"rna": names}))) < 1_000
+    with pytest.raises(errors.NotFoundError) as caught:
+        opened[0].query(obs_columns=["nothing"])
+    assert len(str(caught.value)) < 400
+
+
+def test_names_that_are_not_unique_are_lazy_without_a_warning(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        source = parts_of("rna", "prot")
+        source["prot"].var_names = source["rna"].var_names
+        source = mudata.MuData(dict(source.mod))
+    data = stored(source, tmp_path)
+    assert_mudata_equal(data.to_lazy().copy().to_memory(), data.to_memory())
