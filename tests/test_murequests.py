@@ -17,7 +17,7 @@ import lobster_zarr as lz
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from s3 import S3Server
+    from tests.s3 import S3Server
 
 N_CELLS = 3_000
 LAYOUTS: dict[str, Any] = {"as it is": (), "sorted": ["rna:cell_type"]}
