@@ -201,8 +201,10 @@ class Access:
         return Keys(key, secret, env("AWS_SESSION_TOKEN")) if key and secret and not self.profile else None
 
     def session(self) -> Any:
-        """A boto3 session of these credentials."""
-        return credentials.session(self.keys(), self.region, self.profile)
+        """A boto3 session of these credentials; what it writes has the bucket key that `bucket_key` says."""
+        session = credentials.session(self.keys(), self.region, self.profile)
+        self.placement.ask_for_bucket_key(session.events)
+        return session
 
     def provider(self) -> tuple[Provider, str | None]:
         """A credential provider for obstore, and the region that the profile names.
@@ -252,6 +254,8 @@ class Access:
 
     def put_arguments(self, n_bytes: int | None = None) -> dict[str, Any]:
         """What boto3's `put_object` and `upload_file` (as ``ExtraArgs``) need besides bucket, key and content.
+
+        `bucket_key` is not among them, as `upload_file` refuses it: clients of `session` send it by themselves.
 
         Parameters
         ----------

@@ -74,14 +74,27 @@ class Placement:
         return "STANDARD" if small and self.storage_class in _INFREQUENT else self.storage_class
 
     def for_boto3(self, n_bytes: int | None = None) -> dict[str, Any]:
-        """Return the arguments of boto3's `put_object` or `upload_file` (its ``ExtraArgs``)."""
+        """Return the arguments of boto3's `put_object` or `upload_file` (its ``ExtraArgs``), save `bucket_key`.
+
+        `upload_file` refuses that one: `ask_for_bucket_key` has it sent.
+        """
         arguments = {
             "ServerSideEncryption": self.sse,
             "SSEKMSKeyId": self.sse_kms_key_id,
-            "BucketKeyEnabled": self.bucket_key,
             "StorageClass": self.class_of(n_bytes),
         }
         return {name: value for name, value in arguments.items() if value is not None}
+
+    def ask_for_bucket_key(self, events: Any) -> None:
+        """Have all writes of a boto3 session or client ask for what `bucket_key` says."""
+
+        def add(params: dict[str, Any], **_: Any) -> None:
+            if params.get("ServerSideEncryption") == "aws:kms":
+                params.setdefault("BucketKeyEnabled", self.bucket_key)
+
+        if self.bucket_key is not None:
+            for operation in ("PutObject", "CreateMultipartUpload", "CopyObject"):
+                events.register(f"provide-client-params.s3.{operation}", add)
 
     def for_obstore(self) -> dict[str, Any]:
         """Return the part of obstore's configuration that is one for all objects."""

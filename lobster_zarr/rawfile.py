@@ -57,7 +57,8 @@ def open_file(uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | 
         file = _open_raw(where, access)
     except errors.LobsterZarrError:
         raise
-    except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+    except (OSError, BotoCoreError, ClientError, aiohttp.ClientError, RecursionError) as error:
+        # RecursionError: botocore follows a redirection that names no region with another one, and so on.
         cause = None if where.query or where.userinfo else error
         answer: Exception = error
         refused = error.__cause__ or error  # fsspec calls whatever HTTP answers "not found"

@@ -80,11 +80,9 @@ def ask_s3(where: Location, access: Access, operation: Operation, key: str) -> e
     from botocore.parsers import ResponseParserError
 
     payer = {"RequestPayer": "requester"} if access.requester_pays else {}
-    signed_for: list[str] = []  # botocore follows a bucket to its region
-    failure: errors.StorageError | None = None
     try:
         with contextlib.closing(access.client(attempts=1)) as client:
-            client.meta.events.register("before-sign.s3", lambda region_name, **_: signed_for.append(region_name))
+            client.meta.events.register("before-parameter-build.s3", _stay)
             if operation is DELETE:
                 client.delete_object(Bucket=where.root, Key=f"{where.prefix}/{key}".lstrip("/"), **payer)
             else:
@@ -93,16 +91,18 @@ def ask_s3(where: Location, access: Access, operation: Operation, key: str) -> e
         return error
     except refusals.ClientError as error:
         denied = error.response["ResponseMetadata"]["HTTPStatusCode"] == 403
-        failure = _refused_by_s3(error.response, where, access) or (
-            _denied(operation, key, where, access) if denied else None
-        )
+        refused = _refused_by_s3(error.response, where, access)
+        return refused or (_denied(operation, key, where, access) if denied else None)
     except refusals.ParamValidationError:
         return errors.BucketNotFoundError(f"{where.root!r} cannot name a bucket. Check the URI.")
     except (refusals.ConnectionError, refusals.HTTPClientError, ResponseParserError) as error:
         return _out_of_reach(error, where, access)
-    if len(set(signed_for)) > 1:
-        return _elsewhere(where, signed_for[0], signed_for[-1])
-    return failure
+    return None
+
+
+def _stay(context: dict[str, Any], **_: Any) -> None:
+    """Keep botocore from following a bucket: it would hide the region, and asks for ever where none is told."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _out_of_reach(error: Exception, where: Location, access: Access) -> errors.NetworkError:
@@ -127,12 +127,14 @@ def _out_of_reach(error: Exception, where: Location, access: Access) -> errors.N
     )
 
 
-def _elsewhere(where: Location, asked: str, own: str) -> errors.StorageError:
+def _elsewhere(response: Mapping[str, Any], where: Location, access: Access) -> errors.StorageError:
+    told = response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region") or response["Error"].get("Region")
     failure = errors.StorageError(
-        f"The bucket of {where} is in {own}, but was asked for in {asked}. Pass region={own!r} in storage_options, "
-        "or set AWS_REGION."
+        f"The bucket of {where} is in {told or 'another region'}, but was asked for in "
+        f"{access.region or DEFAULT_REGION}. Pass region={told or '…'!r} in storage_options, or set AWS_REGION; "
+        f"`aws s3api get-bucket-location --bucket {where.root}` tells which it is."
     )
-    failure.region = own
+    failure.region = told
     return failure
 
 
@@ -152,20 +154,22 @@ def _refused_by_s3(response: Mapping[str, Any], where: Location, access: Access)
         return errors.CredentialsError(
             f"S3 does not accept the credentials for {where} ({code}). {remedy}; {_IDENTITY}."
         )
-    if code in _WRONG_REGION:
-        return errors.StorageError(
-            f"The bucket of {where} is in another region than {access.region or DEFAULT_REGION} ({code}). "
-            f"`aws s3api get-bucket-location --bucket {where.root}` tells which: pass it as region in storage_options."
-        )
+    if code in _WRONG_REGION or 300 <= status < 400:
+        return _elsewhere(response, where, access)
     if code in _TOO_FAST or status == 429 or status >= 500:
         return errors.NetworkError(
-            f"The storage of {where} fails with {status} {code}, also after {access.attempts} attempts. "
-            "Try again later, with fewer requests at once; raise max_attempts in storage_options."
+            f"The storage of {where} fails with {status} {code}, also after {access.attempts} attempts. Try again "
+            f"later, with fewer requests at once; raise max_attempts in storage_options.{_doubt(code)}"
         )
     if status in {404, 405} and code not in {"NoSuchKey", "MethodNotAllowed"}:
         shown = display_uri(access.endpoint_url) if access.endpoint_url else "S3"
         return errors.NetworkError(f"{shown} knows no bucket {where.root!r} and answers {status}. Check endpoint_url.")
     return None
+
+
+def _doubt(code: str) -> str:
+    """Say that it may be no S3, where its answer holds a status and no code of S3's."""
+    return " It may be no S3: check endpoint_url." if code.isdigit() else ""
 
 
 def _denied(operation: Operation, key: str, where: Location, access: Access) -> errors.AccessDeniedError:

@@ -209,7 +209,7 @@ class UriStore(ObjectStore[Any]):
         content, n_bytes = value.as_buffer_like(), len(value)
         storage_class = self._access.placement.class_of(n_bytes) if self._where.scheme == "s3" else None
         options |= {"attributes": {"Storage-Class": storage_class}} if storage_class else {}
-        multipart = n_bytes > SINGLE_PUT_BYTES
+        multipart = n_bytes > SINGLE_PUT_BYTES and "mode" not in options  # in parts, it would overwrite
 
         async def put() -> None:
             with contextlib.suppress(AlreadyExistsError):
