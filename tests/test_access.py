@@ -209,7 +209,7 @@ def test_a_wrong_region_is_found_once(abroad, region):
     [
         lambda store: get(store, "absent"),
         lambda store: run(store.exists("absent")),
-        lambda store: names(store),
+        names,
         lambda store: run(store.delete("absent")),
         lambda store: run(store.delete_dir("absent")),
         lambda store: run(store.set_if_not_exists("k", PROTOTYPE.buffer.from_bytes(b"x"))),
