@@ -102,6 +102,12 @@ def _explained(ask: Callable[[], Any], profile: str) -> Any:
         ) from error
     except refusals.NoCredentialsError as error:
         raise errors.CredentialsError(NO_CREDENTIALS) from error
+    except refusals.PartialCredentialsError as error:
+        raise errors.CredentialsError(
+            f"The credentials of the environment or of the profile {profile!r} are not whole, expected "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or both keys in the profile. `aws sts get-caller-identity` "
+            "tells what is found, `aws configure` sets them up."
+        ) from error
     except (refusals.BotoCoreError, RuntimeError) as error:  # RuntimeError: those renewed had expired as well
         raise errors.CredentialsError(
             f"The credentials of the profile {profile!r}, or of the role of this machine, could not be had or renewed. "
