@@ -103,6 +103,8 @@ def test_workers_read_selections(workers: Any, s3: S3Server) -> None:
     assert here.n_obs
     assert_mudata_equal(selection.to_memory(client=workers), here)
     assert_mudata_equal(selection.to_lazy().to_memory(), here)  # on the active client
+    assert workers.submit(lambda sent: sent.to_memory().shape, selection).result() == here.shape
+    assert workers.submit(lambda sent: sent.count(), selection["prot"]).result() == here["prot"].n_obs
     for name in ("rna", "atac"):
         there = selection[name].aggregate("cell_type", client=workers)
         assert_equal(there, selection[name].aggregate("cell_type", client=False))
