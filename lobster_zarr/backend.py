@@ -93,9 +93,7 @@ class StorageBackend(Rooted):
             raise FormatError(f"{where} ends in {ending or 'nothing'!r}; expected one of {known}.{others}")
         return ending
 
-    # ------------------------------------------------------------ load and save
-
-    def load(  # noqa: PLR0913 - as documented
+    def load(
         self,
         path: PathLike,
         *,
@@ -263,8 +261,6 @@ class StorageBackend(Rooted):
             options = self._storage_options(at)
             transfer.upload(path, str(at), options, parts=self.parts, callback=callback, progress=self.progress)
 
-    # ------------------------------------------------------------ ask
-
     def query(self, path: PathLike, query: str, output_format: str = "parquet", output: PathLike | None = None) -> Any:
         """Answer an SQL query about cells; of a store only what it needs is read.
 
@@ -313,8 +309,6 @@ class StorageBackend(Rooted):
             datafile.stored(file) if output_format == "anndata" else datafile.tables(file) as data,
         ):
             return _answered(data, query, output_format)
-
-    # ------------------------------------------------------------ find, describe, delete
 
     def exists(self, path: PathLike) -> bool:
         """Whether there is a file or store.
