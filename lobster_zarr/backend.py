@@ -24,7 +24,7 @@ from lobster_zarr.multimodal import open as open_dataset
 from lobster_zarr.place import name, suffix
 from lobster_zarr.rooted import Rooted
 from lobster_zarr.s3client import missing
-from lobster_zarr.wholefile import whole_file
+from lobster_zarr.wholefile import make_folder, whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -216,7 +216,7 @@ class StorageBackend(Rooted):
     def _checked(self, data: Any) -> Any:
         """Refuse what is not of this backend's kind."""
         several = isinstance(data, MultimodalDataset | mudata.MuData)
-        if not several and not hasattr(data, "obs"):
+        if not hasattr(data, "obs"):
             raise InvalidArgumentError(f"a {type(data).__name__} is no AnnData or MuData, expected one of them.")
         self._check_kind(several=several, what=getattr(data, "uri", f"the {type(data).__name__}"))
         return data
@@ -251,7 +251,7 @@ class StorageBackend(Rooted):
     def _outgoing(self, at: Location, callback: Callback | None = None) -> Iterator[Path]:
         """Give a path to write a file to, that is brought where it belongs at the end of the block."""
         if at.scheme == "file":
-            yield Path(at.root)
+            yield make_folder(Path(at.root))
             return
         if at.scheme != "s3":
             raise UnsupportedError(f"Cannot write the file {at}, expected s3:// or a local path.")
