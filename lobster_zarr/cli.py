@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
-from lobster_zarr.output import OUTPUTS, TABLES, check_kind, check_output, save, whole_file
+from lobster_zarr.output import OUTPUTS, TABLES, check_kind, check_output, save
+from lobster_zarr.wholefile import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -36,6 +36,7 @@ RINGS: dict[int, set[str]] = {
         "_python",
         "_sql",
         "_source",
+        "checksum",
     },  # pure model
     3: {"plan"},  # pure planning
     4: {
@@ -50,6 +51,9 @@ RINGS: dict[int, set[str]] = {
         "refusal",
         "loop",
         "rawfile",
+        "place",
+        "s3client",
+        "wholefile",
         "store",
         "tree",
         "cache",
@@ -112,8 +116,10 @@ RINGS: dict[int, set[str]] = {
         "write",
         "commit",
     }
+    | {"transfer", "listing", "removal"}  # whole files
     | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
-    7: {"__init__", "__main__", "cli", "output", "display", "demo", "backends", "bucket", "lobster"},  # edges
+    7: {"__init__", "__main__", "cli", "output", "display", "demo", "bucket", "lobster"}
+    | {"backends", "backend", "kinds", "rooted", "documented", "datafile", "facts", "answer", "workspace"},  # edges
 }
 RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules}
 
