@@ -89,6 +89,7 @@ RINGS: dict[int, set[str]] = {
         "aggregate",
         "xarrays",
         "fingerprint",
+        "packing",
     }  # what a caller holds
     | {
         "convert",
@@ -108,7 +109,8 @@ RINGS: dict[int, set[str]] = {
         "commit",
     }
     | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
-    7: {"__init__", "__main__", "cli", "output", "display", "demo", "backends", "bucket", "lobster"},  # edges
+    7: {"__init__", "__main__", "cli", "output", "display", "demo", "backends", "bucket"}  # edges
+    | {"lobster", "lobster_adapter", "lobster_files", "lobster_workspace"},  # and the plug-in for Lobster AI
 }
 RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules}
 
@@ -136,6 +138,7 @@ LAZY = [
     "dask",
     "distributed",
     "h5py",
+    "lobster",
     "moto",
     "mudata",
     "s3fs",
