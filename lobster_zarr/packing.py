@@ -21,14 +21,14 @@ import pandas as pd
 from lobster_zarr.errors import FormatError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import anndata as ad
     import mudata
 
 PACKED = "lobster_zarr_json"
 """The key in uns of the JSON text; readers that do not know it see a text."""
-RECORDS = ("provenance",)
+RECORDS = ("provenance", "lineage")
 """Members of uns that are kept as JSON as a whole: AnnData would return their numbers as numpy's."""
 _TAG = "__lobster_zarr__"
 _SLASH = "__"  # as Lobster AI's own backend writes it
@@ -107,8 +107,17 @@ def packed_uns(uns: Mapping[Any, Any]) -> dict[str, Any]:
     return kept | ({PACKED: json.dumps({"version": 1, "entries": entries})} if entries else {})
 
 
-def unpacked_uns(uns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the uns that :func:`packed_uns` was given."""
+def unpacked_uns(uns: Mapping[str, Any], as_file: Callable[[Any], Any] | None = None) -> dict[str, Any]:
+    """Return the uns that :func:`packed_uns` was given.
+
+    Parameters
+    ----------
+    uns
+        As it was stored; it is not changed.
+    as_file
+        For a uns that is to be written to a file: makes of each value that was set aside one that can be.
+        Names have no slashes then.
+    """
     result = _copied(uns)
     text = result.pop(PACKED, None)
     if text is None:
@@ -121,7 +130,10 @@ def unpacked_uns(uns: Mapping[str, Any]) -> dict[str, Any]:
             place = result
             for name in parents:
                 place = place.setdefault(name, {})
-            place[last] = _decoded(value)
+            if as_file is None:
+                place[last] = _decoded(value)
+            else:
+                place[str(last).replace("/", _SLASH) or _SLASH] = as_file(_decoded(value))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         msg = f"uns[{PACKED!r}] is damaged ({type(error).__name__}); expected the JSON text that lobster_zarr wrote."
         raise FormatError(msg) from error
