@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, override
+from typing import TYPE_CHECKING, Any, cast, override
 
 import numpy as np
 import polars as pl
@@ -92,16 +92,16 @@ class ZarrAdapter(BaseAdapter):  # type: ignore[misc]  # its package is not ther
         if display_uri(source).lower().endswith((".h5ad", ".h5")):
             return self._from_file(source, options)
         opened = open_dataset(source, self._options.given())
-        dataset, modality = opened, options.get("modality")
+        modality = options.get("modality")
         if not isinstance(opened, Dataset):
             if modality is None:
                 msg = f"{opened.uri} is a MuData store; name one of its modalities: modality={list(opened.modalities)}."
                 raise InvalidArgumentError(msg)
-            dataset = opened[modality]
-        elif modality is not None:
+            return select(opened[modality], options)
+        if modality is not None:
             msg = f"{opened.uri} is an AnnData store; modality={modality!r} is for a MuData store."
             raise InvalidArgumentError(msg)
-        return select(dataset, options)
+        return select(opened, options)
 
     def _from_file(self, source: str | os.PathLike[str], options: Mapping[str, Any]) -> ad.AnnData:
         import anndata as ad
@@ -110,7 +110,8 @@ class ZarrAdapter(BaseAdapter):  # type: ignore[misc]  # its package is not ther
             msg = f"{display_uri(source)} is an .h5ad; modality={options['modality']!r} is for a MuData store."
             raise InvalidArgumentError(msg)
         with open_file(source, self._options.given()) as file:
-            return _subset(unpack(ad.read_h5ad(file)), options)
+            whole: ad.AnnData = ad.read_h5ad(cast("Any", file))  # it reads file objects, too
+        return _subset(unpack(whole), options)
 
     @override
     def get_supported_formats(self) -> list[str]:
@@ -136,7 +137,7 @@ def select(dataset: Dataset, options: Mapping[str, Any]) -> ad.AnnData:
     features = options.get("features") or None
     elements = {name: options[name] for name in ("layers", "obsm", "obsp") if options.get(name) is not None}
     chosen = dataset.query(rows, features if isinstance(features, str | None) else list(features), **elements)
-    adata = unpack(chosen.to_memory())
+    adata: ad.AnnData = unpack(chosen.to_memory())
     for note in chosen.notes:
         logger.warning("%s: %s", dataset.uri, note)
     return adata

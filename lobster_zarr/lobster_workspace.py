@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import os
 import posixpath
 import shutil
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, override
+from typing import TYPE_CHECKING, Any, cast, override
 
 from lobster.core.backends.modality_backend import ModalityMetadata, ModalityRecord, WorkspaceModalityBackend
 
@@ -22,8 +21,8 @@ from lobster_zarr.convert import convert
 from lobster_zarr.dataset import Dataset
 from lobster_zarr.errors import InvalidArgumentError, NotFoundError, UnsupportedError, did_you_mean
 from lobster_zarr.export import export
-from lobster_zarr.lobster_adapter import select
 from lobster_zarr.layout import CODEC_PROFILES, CodecProfile
+from lobster_zarr.lobster_adapter import select
 from lobster_zarr.location import check_key
 from lobster_zarr.multimodal import open as open_dataset
 from lobster_zarr.packing import PACKED, pack, unpacked_uns
@@ -32,7 +31,8 @@ from lobster_zarr.table import TableReader
 from lobster_zarr.tree import read_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import os
+    from collections.abc import Callable, Sequence
 
     import anndata as ad
     import pandas as pd
@@ -50,8 +50,8 @@ _OPEN_AT_ONCE = 64
 class Listing:
     """What a workspace held when it was listed; how large its modalities are is read when first asked for, of all."""
 
-    def __init__(self, names: Sequence[str], stores: Mapping[str, Store]) -> None:
-        self.names, self._stores = names, stores
+    def __init__(self, names: Sequence[str], store_of: Callable[[str], Store]) -> None:
+        self.names, self._store_of = names, store_of
 
     @cached_property
     def records(self) -> dict[str, ModalityRecord]:
@@ -64,7 +64,7 @@ class Listing:
         async def one(name: str) -> ModalityRecord:
             async with gate:
                 try:
-                    return _record(name, await read_tree(self._stores[name], name))
+                    return _record(name, await read_tree(self._store_of(name), name))
                 except NotFoundError:  # an ingestion is under way, or was broken off: it holds nothing yet
                     return ModalityRecord(name=name, n_obs=0, n_vars=0, processing_step="unfinished")
 
@@ -72,7 +72,7 @@ class Listing:
 
 
 def _field(name: str) -> Any:
-    return property(lambda listed: getattr(listed._listing.records[listed.name], name))
+    return property(lambda listed: getattr(vars(listed)["_listing"].records[listed.name], name))
 
 
 class ListedModality(ModalityRecord):  # type: ignore[misc]  # its package is not there where types are checked
@@ -96,7 +96,7 @@ def _same(record: ModalityRecord) -> ModalityRecord:
 def _record(name: str, tree: Tree) -> ModalityRecord:
     stored = tree.noted().get("stored_bytes", {})
     known = tree.attributes("").get(ATTRIBUTE, {})
-    n_obs, n_vars = (TableReader(None, tree, path).n_rows for path in ("obs", "var"))
+    n_obs, n_vars = (TableReader(cast("Any", None), tree, path).n_rows for path in ("obs", "var"))  # reads nothing
     return ModalityRecord(
         name=name,
         n_obs=n_obs,
@@ -140,7 +140,7 @@ class ZarrModalityBackend(WorkspaceModalityBackend):  # type: ignore[misc]  # as
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.uri!r})"
 
-    def locate(self, name: str) -> str:
+    def locate(self, name: Any) -> str:
         """Return the URI of a modality's store, whether it is there or not.
 
         Raises
@@ -193,7 +193,7 @@ class ZarrModalityBackend(WorkspaceModalityBackend):  # type: ignore[misc]  # as
             ingestion was broken off has none, and ``processing_step`` is ``"unfinished"``.
         """
         names = self._names()
-        listing = Listing(names, {name: self._store(name) for name in names})
+        listing = Listing(names, self._store)
         return [ListedModality(name, listing) for name in names]
 
     @override
@@ -252,7 +252,7 @@ class ZarrModalityBackend(WorkspaceModalityBackend):  # type: ignore[misc]  # as
             `limit` or `offset` is negative.
         """
         for option, value in (("limit", limit), ("offset", offset)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            if value is not None and value < 0:
                 raise InvalidArgumentError(f"{option} is {value!r}, expected a whole number from 0 on.")
         dataset, window = self._open(name), slice(offset, None if limit is None else offset + limit)
         wanted = list(columns) if columns else None
@@ -302,7 +302,10 @@ class ZarrModalityBackend(WorkspaceModalityBackend):  # type: ignore[misc]  # as
         """
         lineage = adata.uns.get("lineage")
         lineage = lineage if isinstance(lineage, Mapping) else {}
-        known: dict[str, Any] = {"created_at": dt.datetime.now(dt.UTC).isoformat(), "uns_keys": list(map(str, adata.uns))}
+        known: dict[str, Any] = {
+            "created_at": dt.datetime.now(dt.UTC).isoformat(),
+            "uns_keys": list(map(str, adata.uns)),
+        }
         known["omics_type"] = getattr(spec, "omics_type", "unknown")
         known |= {key: str(lineage[key]) for key in ("parent_modality", "processing_step") if lineage.get(key)}
         convert(
@@ -381,6 +384,6 @@ def _as_lobster_writes(path: Path) -> None:
 
     with h5py.File(path, "r+") as file:
         if PACKED in file.get("uns", ()):
-            uns = unpacked_uns(read_elem(file["uns"]), sanitize_value)
+            uns = unpacked_uns(cast("Any", read_elem(file["uns"])), sanitize_value)
             del file["uns"]
             write_elem(file, "uns", uns)

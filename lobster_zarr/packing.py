@@ -10,7 +10,7 @@ import base64
 import datetime as dt
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -21,15 +21,15 @@ import pandas as pd
 from lobster_zarr.errors import FormatError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     import anndata as ad
     import mudata
 
 PACKED = "lobster_zarr_json"
 """The key in uns of the JSON text; readers that do not know it see a text."""
-RECORDS = ("provenance", "lineage")
-"""Members of uns that are kept as JSON as a whole: AnnData would return their numbers as numpy's."""
+RECORDS = ("provenance",)
+"""Members of uns that are set aside as a whole, so that a file too gives back Python's numbers, not numpy's."""
 _TAG = "__lobster_zarr__"
 _SLASH = "__"  # as Lobster AI's own backend writes it
 _MEMBERS = ("obsm", "varm", "obsp", "varp")
@@ -57,7 +57,8 @@ def pack(adata: ad.AnnData) -> ad.AnnData:
     """
     import anndata as ad
 
-    raw = adata.raw
+    raw: Any = adata.raw
+    aligned: dict[str, Any] = {name: _members(getattr(adata, name), name) for name in _MEMBERS}
     return ad.AnnData(
         X=adata.X,
         obs=storable(adata.obs, "obs"),
@@ -66,7 +67,7 @@ def pack(adata: ad.AnnData) -> ad.AnnData:
         # anndata 0.13 shows X among the layers, under the name None.
         layers=_renamed({k: v for k, v in adata.layers.items() if k is not None}, "layers"),
         raw=None if raw is None else {"X": raw.X, "var": storable(raw.var, "raw.var"), "varm": dict(raw.varm)},
-        **{name: _members(getattr(adata, name), name) for name in _MEMBERS},
+        **aligned,
     )
 
 
@@ -74,16 +75,19 @@ def pack_mudata(mdata: mudata.MuData) -> mudata.MuData:
     """Return a MuData that can be stored, as :func:`pack`; matrices are shared with the original."""
     import mudata
 
+    own = {name: {k: v for k, v in getattr(mdata, name).items() if k not in mdata.mod} for name in _MEMBERS}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that are shared: the original was told
-        twin = mudata.MuData({name: pack(part) for name, part in mdata.mod.items()}, axis=mdata.axis)
-        twin.obs = storable(mdata.obs.loc[twin.obs_names] if mdata.obs_names.is_unique else mdata.obs, "obs")
-        twin.var = storable(mdata.var.loc[twin.var_names] if mdata.var_names.is_unique else mdata.var, "var")
-        twin.uns = packed_uns(mdata.uns)
-        for name in _MEMBERS:
-            own = {k: v for k, v in getattr(mdata, name).items() if k not in mdata.mod}
-            getattr(twin, name).update(_members(own, name))
-    return twin
+        warnings.simplefilter("ignore")  # of names that are shared: who made the original was told
+        return mudata.MuData(
+            {name: pack(part) for name, part in mdata.mod.items()},
+            axis=mdata.axis,
+            obs=storable(mdata.obs, "obs"),
+            var=storable(mdata.var, "var"),
+            uns=packed_uns(mdata.uns),
+            obsmap=dict(mdata.obsmap),
+            varmap=dict(mdata.varmap),
+            **{name: _members(members, name) for name, members in own.items()},
+        )
 
 
 def unpack[T: (ad.AnnData, mudata.MuData)](data: T) -> T:
@@ -102,6 +106,8 @@ def unpack[T: (ad.AnnData, mudata.MuData)](data: T) -> T:
 
 def packed_uns(uns: Mapping[Any, Any]) -> dict[str, Any]:
     """Return a uns that AnnData stores, with the rest of it as JSON text under a key of its own."""
+    if PACKED in uns:  # read by another reader, and perhaps added to since
+        uns = unpacked_uns(uns) | {name: uns[name] for name in RECORDS if name in uns}
     entries: list[tuple[list[Any], Any]] = []
     kept: dict[str, Any] = _set_aside(uns, [], entries)
     return kept | ({PACKED: json.dumps({"version": 1, "entries": entries})} if entries else {})
@@ -244,46 +250,55 @@ def _is_plain(value: Any) -> bool:
 
 def _encoded(value: Any, where: list[Any]) -> Any:
     """Return a value as JSON holds it; what JSON has no type for is tagged."""
-    match value:
-        case np.ndarray():
-            return _array(value, where)
-        case np.generic():
-            return {_TAG: "scalar", "value": _array(np.asarray(value), where)}
-        case None | bool() | int() | float() | str():
-            return value
-        case list():
-            return [_encoded(v, where) for v in value]
-        case Mapping():
-            if all(type(k) is str and k != _TAG for k in value):
-                return {k: _encoded(v, [*where, k]) for k, v in value.items()}
-            return {_TAG: "dict", "value": [[_encoded(k, where), _encoded(v, where)] for k, v in value.items()]}
-        case tuple() | set() | frozenset():
-            return {_TAG: _name(value, (tuple, frozenset, set)), "value": [_encoded(v, where) for v in value]}
-        case bytes():
-            return {_TAG: "bytes", "value": base64.b64encode(value).decode()}
-        case dt.date() | dt.time():
-            return {_TAG: _name(value, (pd.Timestamp, dt.datetime, dt.date, dt.time)), "value": value.isoformat()}
-        case PurePath():
-            return {_TAG: "Path", "value": str(value)}
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, np.generic)):
+        return value
+    if isinstance(value, list):
+        return [_encoded(v, where) for v in value]
+    if isinstance(value, np.ndarray):
+        return _array(value, where)
+    if isinstance(value, Mapping):
+        if all(type(k) is str and k != _TAG for k in value):
+            return {k: _encoded(v, [*where, k]) for k, v in value.items()}
+        return {_TAG: "dict", "value": [[_encoded(k, where), _encoded(v, where)] for k, v in value.items()]}
+    return _tagged(value, where)
+
+
+def _tagged(value: Any, where: list[Any]) -> Any:
+    for name, kind, as_plain in _TAGGED:
+        if isinstance(value, kind):
+            plain = as_plain(value)
+            return {_TAG: name, "value": plain if isinstance(plain, str) else _encoded(plain, where)}
+    raise _unknown(value, where)
+
+
+def _unknown(value: Any, where: list[Any]) -> UnsupportedError:
     told = "".join(f"[{step!r}]" for step in where)
-    msg = f"uns{told} is or holds a {type(value).__name__}, which neither AnnData nor JSON can hold; change or remove it."
-    raise UnsupportedError(msg)
-
-
-def _name(value: Any, kinds: tuple[type, ...]) -> str:
-    return next(kind.__name__ for kind in kinds if isinstance(value, kind))
+    what = f"array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+    return UnsupportedError(
+        f"uns{told} is or holds a {what}, for which neither AnnData nor JSON has a form there; change or remove it."
+    )
 
 
 def _array(value: np.ndarray, where: list[Any]) -> dict[str, Any]:
     if value.dtype.kind not in "biufUOT":
-        told = "".join(f"[{step!r}]" for step in where)
-        msg = f"uns{told} holds {value.dtype} inside a list; give it a key of its own, or change or remove it."
-        raise UnsupportedError(msg)
+        raise _unknown(value, where)
     dtype = value.dtype.str if value.dtype.kind in "biufU" else "O"
     values = [_encoded(v, where) for v in value.ravel().tolist()]
     return {_TAG: "array", "dtype": dtype, "shape": list(value.shape), "value": values}
 
 
+_TAGGED: tuple[tuple[str, type, Callable[[Any], Any]], ...] = (
+    ("tuple", tuple, list),
+    ("set", set, list),
+    ("frozenset", frozenset, list),
+    ("scalar", np.generic, np.asarray),
+    ("bytes", bytes, lambda value: base64.b64encode(value).decode()),
+    ("Timestamp", pd.Timestamp, pd.Timestamp.isoformat),  # before what it is a kind of
+    ("datetime", dt.datetime, dt.datetime.isoformat),
+    ("date", dt.date, dt.date.isoformat),
+    ("time", dt.time, dt.time.isoformat),
+    ("Path", PurePath, str),
+)
 _BUILT: dict[str, Any] = {
     "tuple": tuple,
     "set": set,
