@@ -351,7 +351,7 @@ def test_what_tasks_carry_is_small_and_holds_no_credentials(s3: S3Server, remote
     packed = pickle.dumps(work)
     assert len(packed) < 5_000
     assert not any(secret.encode() in packed for secret in (s3.key, s3.secret))
-    assert pickle.loads(packed).moments_of_task(0, 10).n_cells.sum() == 10
+    assert pickle.loads(packed).moments_of_task(0, 10).n_cells.sum() == 10  # noqa: S301 - our own
 
 
 def test_a_failure_on_a_worker_is_the_error_here(client: Any, s3: S3Server) -> None:

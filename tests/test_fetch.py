@@ -435,6 +435,6 @@ def test_a_failure_of_several_at_once_can_be_pickled_with_its_cause() -> None:
     tblib.pickling_support.install()  # as distributed does
     with pytest.raises(ChunkDecodeError, match="damaged") as failed:
         run(together(fail(), fail()))
-    again = pickle.loads(pickle.dumps(failed.value))
+    again = pickle.loads(pickle.dumps(failed.value))  # noqa: S301 - made here
     assert isinstance(again, ChunkDecodeError)
     assert str(again.__cause__) == "the cause"

@@ -308,7 +308,7 @@ def test_listing_fifty_modalities_is_one_request(bucket, options):
         assert len(log) == 51  # all roots, once
     assert seconds < 0.1
     assert all(isinstance(r, ModalityRecord) for r in records)
-    assert pickle.loads(pickle.dumps(records[0])).n_obs == 5
+    assert pickle.loads(pickle.dumps(records[0])).n_obs == 5  # noqa: S301
 
 
 def test_an_ingestion_that_was_broken_off_is_told(s3, bucket, options):
@@ -438,5 +438,5 @@ def test_no_secret_is_told(dm, bucket, options, caplog, tmp_path):
         assert CANARY.encode() not in pickle.dumps(thing)
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
-    again = pickle.loads(pickle.dumps(workspace))
+    again = pickle.loads(pickle.dumps(workspace))  # noqa: S301
     assert again.exists("a")  # borrowed from this process
