@@ -86,6 +86,9 @@ class BudgetError(LobsterZarrError, ValueError):
 class StorageError(LobsterZarrError, OSError):
     """The storage refused or failed a request."""
 
+    region: str | None = None
+    """The region that the bucket is in, where the request went to another; None otherwise."""
+
 
 class AccessDeniedError(StorageError, PermissionError):
     """The credentials are valid but may not do this."""

@@ -15,7 +15,7 @@ import h5py
 
 from lobster_zarr.dataset import Dataset
 from lobster_zarr.errors import ConflictError, InvalidArgumentError, StorageError, UnsupportedError
-from lobster_zarr.h5ad import Compression, Export, Sink
+from lobster_zarr.h5ad import Compression, Export, Sink, compression_options
 from lobster_zarr.muexport import HEADER_BYTES, header, write_mudata
 from lobster_zarr.multimodal import MultimodalDataset
 from lobster_zarr.multimodal import open as open_dataset
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def export(
+def export(  # noqa: PLR0913 - the public contract
     uri: str | os.PathLike[str] | Dataset | MultimodalDataset,
     dest: str | os.PathLike[str],
     *,
     modality: str | None = None,
     compression: Compression = "gzip",
+    compression_opts: int | None = None,
     overwrite: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -53,6 +54,8 @@ def export(
         The one to write, of a MuData store; None for all.
     compression
         Of the datasets: ``"gzip"``, ``"lzf"`` or ``"none"``.
+    compression_opts
+        Level of gzip, 0 to 9; None for HDF5's own.
     overwrite
         Replace a file that is there.
     storage_options
@@ -83,13 +86,14 @@ def export(
     if path.exists() and not overwrite:
         msg = f"{path} exists; pass overwrite=True (--overwrite) to replace it."
         raise ConflictError(msg)
+    options = compression_options(compression, compression_opts)
     data = _chosen(uri, path, modality, storage_options)
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with Sink(part) as sink, Scratch() as scratch:
             several, bars = isinstance(data, MultimodalDataset), Progress(enabled=progress)
-            begin = partial(Export, sink=sink, scratch=scratch, compression=compression)
+            begin = partial(Export, sink=sink, scratch=scratch, compression=options)
             with h5py.File(sink, "w", userblock_size=HEADER_BYTES if several else 0) as file:
                 if isinstance(data, MultimodalDataset):
                     write_mudata(data, begin, file, bars)

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import anndata as ad
 import h5py
 import numpy as np
 
 from lobster_zarr.dense import read_array
+from lobster_zarr.errors import InvalidArgumentError
 from lobster_zarr.grid import Runs
 from lobster_zarr.layout import follows_obs
 from lobster_zarr.scratch import Exchange, Slices, balanced_bounds
 from lobster_zarr.store import run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from lobster_zarr.dataset import Dataset
@@ -29,6 +30,32 @@ if TYPE_CHECKING:
 
 BLOCK_VALUES = 4 << 20
 Compression = Literal["gzip", "lzf", "none"]
+GZIP_LEVELS = range(10)
+
+
+def compression_options(compression: str | None, level: int | None = None) -> dict[str, Any]:
+    """Return HDF5's options for the datasets of a file.
+
+    Parameters
+    ----------
+    compression
+        ``"gzip"``, ``"lzf"``, or ``"none"`` (or None).
+    level
+        Of gzip, 0 to 9; None for HDF5's own.
+
+    Raises
+    ------
+    InvalidArgumentError
+        They are not these.
+    """
+    if compression not in (*get_args(Compression), None):
+        msg = f"compression is {compression!r}; expected one of {', '.join(get_args(Compression))}."
+        raise InvalidArgumentError(msg)
+    if level is not None and (compression != "gzip" or level not in GZIP_LEVELS):
+        msg = f"compression_opts is {level!r} for {compression!r}; expected 0 to 9, for 'gzip' alone."
+        raise InvalidArgumentError(msg)
+    chosen = {} if compression in ("none", None) else {"compression": compression}
+    return chosen if level is None else {**chosen, "compression_opts": level}
 
 
 class Sink(io.FileIO):
@@ -77,11 +104,11 @@ class Export:
         file: h5py.Group,
         sink: Sink,
         scratch: Scratch,
-        compression: Compression,
+        compression: Mapping[str, Any],
         progress: Progress,
     ) -> None:
         self.data, self.file, self.sink, self.scratch, self.progress = data, file, sink, scratch, progress
-        self.options: dict[str, Any] = {} if compression == "none" else {"compression": compression}
+        self.options = dict(compression)
         self.source_row: np.ndarray | None = None
 
     def write(self) -> None:

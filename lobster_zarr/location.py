@@ -1,7 +1,7 @@
 """What a URI and its `storage_options` say: where a store is, and with whose credentials.
 
-Knows schemes, s3fs's option names, the AWS environment and boto3's credential
-chain. No secret appears in a text that it makes. Must not open anything.
+Knows schemes, s3fs's option names and the AWS environment. No secret appears in
+a text that it makes. Must not open anything.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from lobster_zarr import errors
+from lobster_zarr import credentials, errors
+from lobster_zarr.credentials import Keys, Provider
+from lobster_zarr.placement import Placement
+from lobster_zarr.redact import keep_out_of_logs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+DEFAULT_REGION = "us-east-1"
 _SCHEMES = ("s3", "gs", "az", "http", "https", "memory", "file")
 # Two letters at least, so that a Windows drive is a path; one slash is enough, as pathlib.Path leaves one.
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//?)(.*)", re.DOTALL)
-NO_CREDENTIALS = (
-    "No usable AWS credentials, expected key and secret in storage_options, AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY, or a profile. For a public bucket pass anon=True in storage_options."
-)
+_CONNECT_SECONDS, _STALL_SECONDS, _ATTEMPTS = 5, 30, 6
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,14 @@ class Access:
     region: str | None = None
     verify: bool | str = True
     allow_http: bool = False
+    sse: str | None = None
+    sse_kms_key_id: str | None = None
+    bucket_key: bool | None = None
+    storage_class: str | None = None
+    accelerate: bool = False
+    connect_timeout: float | None = None
+    read_timeout: float | None = None
+    max_attempts: int | None = None
 
     @classmethod
     def of(cls, storage_options: Mapping[str, Any] | None) -> Self:
@@ -124,7 +133,37 @@ class Access:
         access = cls(**found | client | given)
         if bool(access.key) != bool(access.secret):
             raise errors.InvalidArgumentError("storage_options has one of key and secret, expected both.")
+        access.placement.check()
+        access._check_patience()
         return access
+
+    def _check_patience(self) -> None:
+        for name in ("connect_timeout", "read_timeout", "max_attempts"):
+            value = getattr(self, name)
+            whole = name != "max_attempts" or isinstance(value, int)
+            if value is not None and not (isinstance(value, int | float) and value > 0 and whole):
+                expected = "a count of at least 1" if name == "max_attempts" else "seconds, more than 0"
+                raise errors.InvalidArgumentError(f"{name} in storage_options is {value!r}, expected {expected}.")
+
+    @property
+    def placement(self) -> Placement:
+        """How objects are to be written."""
+        return Placement(self.sse, self.sse_kms_key_id, self.bucket_key, self.storage_class)
+
+    @property
+    def connect_seconds(self) -> float:
+        """How long a connection may take."""
+        return self.connect_timeout or _CONNECT_SECONDS
+
+    @property
+    def stall_seconds(self) -> float:
+        """How long an answer may stand still."""
+        return self.read_timeout or _STALL_SECONDS
+
+    @property
+    def attempts(self) -> int:
+        """How often a request is made before it has failed."""
+        return self.max_attempts or _ATTEMPTS
 
     def public(self) -> dict[str, Any]:
         """The fields that may be shown and sent."""
@@ -147,53 +186,84 @@ class Access:
                 "If the network is your own, pass allow_http=True in storage_options."
             )
 
-    def keys(self) -> tuple[str, str, str | None] | None:
-        """Key, secret, token: of the options, else of the environment, else None (boto3 is to find them)."""
+    def check_accelerated(self, bucket: str) -> None:
+        """Refuse transfer acceleration where there is none."""
+        if self.accelerate and (self.endpoint_url or "." in bucket):
+            what = "another endpoint" if self.endpoint_url else f"{bucket!r}, whose name has a dot"
+            raise errors.InvalidArgumentError(f"Transfer acceleration is not for {what}. Leave out accelerate.")
+
+    def keys(self) -> Keys | None:
+        """Those of the options, else of the environment, else None (boto3 is to find them)."""
         if self.key and self.secret:
-            return self.key, self.secret, self.token
+            return Keys(self.key, self.secret, self.token)
         env = os.environ.get
         key, secret = env("AWS_ACCESS_KEY_ID"), env("AWS_SECRET_ACCESS_KEY")
-        return (key, secret, env("AWS_SESSION_TOKEN")) if key and secret and not self.profile else None
+        return Keys(key, secret, env("AWS_SESSION_TOKEN")) if key and secret and not self.profile else None
 
     def session(self) -> Any:
-        """A boto3 session of these credentials."""
-        import boto3
-        from botocore.exceptions import ProfileNotFound
+        """A boto3 session of these credentials; what it writes has the bucket key that `bucket_key` says."""
+        session = credentials.session(self.keys(), self.region, self.profile)
+        self.placement.ask_for_bucket_key(session.events)
+        return session
 
-        profile = None if self.keys() else self.profile
-        try:
-            return boto3.Session(*(self.keys() or ()), region_name=self.region, profile_name=profile)
-        except ProfileNotFound as error:
-            name = profile or os.environ.get("AWS_PROFILE", "")
-            raise errors.CredentialsError(
-                f"No AWS profile {name!r}, expected one of the AWS configuration or credentials file. "
-                "Run `aws configure --profile NAME`, or pass key and secret in storage_options."
-            ) from error
-
-    def provider(self) -> tuple[Any, str | None]:
+    def provider(self) -> tuple[Provider, str | None]:
         """A credential provider for obstore, and the region that the profile names.
 
         Fixed keys go this way too: in its config, obstore would join them to
         the session token of the environment.
         """
-        if keys := self.keys():
-            fixed = {
-                "access_key_id": keys[0],
-                "secret_access_key": keys[1],
-                "token": keys[2],
-                "expires_at": None,
-            }
-            return lambda: fixed, None
-        from botocore.exceptions import BotoCoreError
-        from obstore.auth.boto3 import Boto3CredentialProvider
+        keys, session = self.keys(), self.session()
+        return Provider((lambda: keys) if keys else credentials.chain(session)), session.region_name
+
+    def client(self, *, attempts: int | None = None) -> Any:
+        """A boto3 S3 client with all that these options say; the caller closes it.
+
+        Parameters
+        ----------
+        attempts
+            How often a request is made, where not as `max_attempts` says.
+
+        Raises
+        ------
+        CredentialsError
+            There are no credentials, or they could not be renewed.
+        """
+        from botocore import UNSIGNED
+        from botocore.config import Config
 
         session = self.session()
-        try:
-            if session.get_credentials() is not None:
-                return Boto3CredentialProvider(session), session.region_name
-        except BotoCoreError as error:
-            raise errors.CredentialsError(NO_CREDENTIALS) from error
-        raise errors.CredentialsError(NO_CREDENTIALS)
+        if not self.anon:
+            credentials.chain(session)()  # renewed here if need be, where the failure is explained
+        style = {"use_accelerate_endpoint": True} if self.accelerate else {}
+        config = Config(
+            connect_timeout=self.connect_seconds,
+            read_timeout=self.stall_seconds,
+            retries={"total_max_attempts": attempts or self.attempts, "mode": "standard"},
+            s3={"addressing_style": "path" if self.endpoint_url else "auto", **style},
+            signature_version=UNSIGNED if self.anon else None,
+        )
+        client = session.client(
+            "s3",
+            region_name=session.region_name or DEFAULT_REGION,
+            endpoint_url=self.endpoint_url,
+            verify=self.verify,
+            config=config,
+        )
+        keep_out_of_logs()
+        return client
+
+    def put_arguments(self, n_bytes: int | None = None) -> dict[str, Any]:
+        """What boto3's `put_object` and `upload_file` (as ``ExtraArgs``) need besides bucket, key and content.
+
+        `bucket_key` is not among them, as `upload_file` refuses it: clients of `session` send it by themselves.
+
+        Parameters
+        ----------
+        n_bytes
+            Size of the object: below 128 KiB an infrequent-access class costs more than STANDARD, which is then used.
+        """
+        payer = {"RequestPayer": "requester"} if self.requester_pays else {}
+        return self.placement.for_boto3(n_bytes) | payer
 
 
 def _check_names(where: str, given: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     import mudata
     import polars as pl
+    from zarr.abc.store import Store
 
     from lobster_zarr.mulazy import LazyMuData
     from lobster_zarr.node import Tree
@@ -307,5 +308,10 @@ def open(
     StorageError
         The storage refused, or could not be reached.
     """
-    reader = open_reader(open_store(uri, storage_options), os.fspath(uri), network or Network())
+    return opened(open_store(uri, storage_options), os.fspath(uri), network or Network())
+
+
+def opened(store: Store, uri: str, network: Network) -> Dataset | MultimodalDataset:
+    """Open what a Zarr store holds."""
+    reader = open_reader(store, uri, network)
     return MultimodalDataset(MultimodalReader(reader)) if reader.tree.encoding("") == "MuData" else Dataset(reader)

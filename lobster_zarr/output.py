@@ -6,13 +6,12 @@ Must not know the command line.
 from __future__ import annotations
 
 import uuid
-from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from lobster_zarr.errors import ConflictError, InvalidArgumentError, LobsterZarrError, NotFoundError, StorageError
+from lobster_zarr.errors import ConflictError, InvalidArgumentError, NotFoundError
+from lobster_zarr.wholefile import whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from lobster_zarr.muquery import MultimodalSelection
@@ -42,23 +41,6 @@ def check_kind(out: Path, *, is_mudata: bool) -> None:
         kind = "a MuData" if is_mudata else "an AnnData"
         msg = f"cannot write {out.name!r}: the store holds {kind}; expected a name that ends in {right}."
         raise InvalidArgumentError(msg)
-
-
-@contextmanager
-def whole_file(out: Path) -> Iterator[Path]:
-    """Give a path to write to; the file appears under its name only when it is whole."""
-    part = out.with_name(f".{out.name}.part")
-    try:
-        yield part
-        part.replace(out)
-    except OSError as error:
-        if isinstance(error, LobsterZarrError):
-            raise
-        msg = f"cannot write {out}: {error.strerror or error}. Check the folder and the space on the disk."
-        raise StorageError(msg) from error
-    finally:
-        with suppress(FileNotFoundError, NotADirectoryError):  # of the second the user is being told
-            part.unlink()
 
 
 def save(selection: Selection | MultimodalSelection, out: Path, client: Any, *, overwrite: bool) -> int:

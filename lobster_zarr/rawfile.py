@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lobster_zarr import errors
 from lobster_zarr.location import Access, Location
-from lobster_zarr.refusal import CONNECT_SECONDS, READ, STALL_SECONDS, Attempt
+from lobster_zarr.redact import keep_out_of_logs
+from lobster_zarr.refusal import READ, Attempt
 
 if TYPE_CHECKING:
     import os
@@ -56,7 +57,8 @@ def open_file(uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | 
         file = _open_raw(where, access)
     except errors.LobsterZarrError:
         raise
-    except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+    except (OSError, BotoCoreError, ClientError, aiohttp.ClientError, RecursionError) as error:
+        # RecursionError: botocore follows a redirection that names no region with another one, and so on.
         cause = None if where.query or where.userinfo else error
         answer: Exception = error
         refused = error.__cause__ or error  # fsspec calls whatever HTTP answers "not found"
@@ -80,6 +82,7 @@ def _open_raw(where: Location, access: Access) -> BinaryIO:
     path = f"{where.root}/{where.prefix}"
     if where.scheme == "s3":
         access.check_endpoint()
+        access.check_accelerated(where.root)
         options |= _s3fs_options(access)
     elif where.scheme in {"http", "https"}:
         path = where.url
@@ -87,6 +90,9 @@ def _open_raw(where: Location, access: Access) -> BinaryIO:
         files = fsspec.filesystem("" if where.scheme == "memory" else where.scheme, **options)
     except (ImportError, ValueError) as error:
         raise errors.UnsupportedError(f"Nothing installed here reads {where}. Copy the file here first.") from error
+    if where.scheme == "s3":
+        files.retries = access.attempts
+        keep_out_of_logs(access.keys() or ())
     return cast("BinaryIO", files.open(path, "rb", block_size=_FILE_BLOCK_BYTES, cache_type="readahead"))
 
 
@@ -102,9 +108,12 @@ def _s3fs_options(access: Access) -> dict[str, Any]:
         "requester_pays": access.requester_pays,
         "client_kwargs": {"region_name": access.region, "verify": access.verify},
         "config_kwargs": {
-            "connect_timeout": CONNECT_SECONDS,
-            "read_timeout": STALL_SECONDS,
-            "retries": {"max_attempts": 2},
-            "s3": {"addressing_style": "path" if access.endpoint_url else "auto"},
+            "connect_timeout": access.connect_seconds,
+            "read_timeout": access.stall_seconds,
+            "retries": {"total_max_attempts": 1},  # s3fs has retries of its own, and would multiply them
+            "s3": {
+                "addressing_style": "path" if access.endpoint_url else "auto",
+                "use_accelerate_endpoint": access.accelerate,
+            },
         },
     }

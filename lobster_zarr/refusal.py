@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from lobster_zarr import errors
-from lobster_zarr.location import NO_CREDENTIALS, Access, Location, display_uri
+from lobster_zarr.location import DEFAULT_REGION, Access, Location, display_uri
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-CONNECT_SECONDS, STALL_SECONDS = 5, 30
 # S3's own names: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 _BAD_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurity", "RequestTimeTooSkewed"}
 _BAD_TOKEN = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
 _WRONG_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+_TOO_FAST = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
+_IDENTITY = "`aws sts get-caller-identity` tells whose credentials are used"
 
 
 class Operation(NamedTuple):
@@ -76,22 +77,12 @@ def ask_s3(where: Location, access: Access, operation: Operation, key: str) -> e
     obstore deletes in bulk, where the refusal is part of an answer with status 200.
     """
     import botocore.exceptions as refusals
-    from botocore import UNSIGNED
-    from botocore.config import Config
+    from botocore.parsers import ResponseParserError
 
     payer = {"RequestPayer": "requester"} if access.requester_pays else {}
-    config = Config(
-        connect_timeout=CONNECT_SECONDS,
-        read_timeout=STALL_SECONDS,
-        retries={"total_max_attempts": 1},
-        s3={"addressing_style": "path" if access.endpoint_url else "auto"},
-        signature_version=UNSIGNED if access.anon else None,
-    )
     try:
-        session = access.session()
-        region = session.region_name or "us-east-1"
-        options = {"region_name": region, "endpoint_url": access.endpoint_url, "verify": access.verify}
-        with contextlib.closing(session.client("s3", config=config, **options)) as client:
+        with contextlib.closing(access.client(attempts=1)) as client:
+            client.meta.events.register("before-parameter-build.s3", _stay)
             if operation is DELETE:
                 client.delete_object(Bucket=where.root, Key=f"{where.prefix}/{key}".lstrip("/"), **payer)
             else:
@@ -100,51 +91,104 @@ def ask_s3(where: Location, access: Access, operation: Operation, key: str) -> e
         return error
     except refusals.ClientError as error:
         denied = error.response["ResponseMetadata"]["HTTPStatusCode"] == 403
-        return _refused_by_s3(error.response, where) or (_denied(operation, key, where) if denied else None)
-    except (refusals.ConnectionError, refusals.HTTPClientError):
-        shown = display_uri(access.endpoint_url) if access.endpoint_url else "S3"
-        return errors.NetworkError(
-            f"{shown} cannot be reached for {where}, expected an answer within {CONNECT_SECONDS} s. "
-            "Check the endpoint and the network."
-        )
+        refused = _refused_by_s3(error.response, where, access)
+        return refused or (_denied(operation, key, where, access) if denied else None)
     except refusals.ParamValidationError:
         return errors.BucketNotFoundError(f"{where.root!r} cannot name a bucket. Check the URI.")
-    except refusals.BotoCoreError:
-        return errors.CredentialsError(NO_CREDENTIALS)
+    except (refusals.ConnectionError, refusals.HTTPClientError, ResponseParserError) as error:
+        return _out_of_reach(error, where, access)
     return None
 
 
-def _refused_by_s3(response: Mapping[str, Any], where: Location) -> errors.StorageError | None:
-    code, status = response["Error"]["Code"], response["ResponseMetadata"]["HTTPStatusCode"]
-    if code == "NoSuchBucket":
-        return errors.BucketNotFoundError(
-            f"The bucket {where.root!r} of {where} does not exist at this endpoint. Check its name and the endpoint."
+def _stay(context: dict[str, Any], **_: Any) -> None:
+    """Keep botocore from following a bucket: it would hide the region, and asks for ever where none is told."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _out_of_reach(error: Exception, where: Location, access: Access) -> errors.NetworkError:
+    import botocore.exceptions as refusals
+    from botocore.parsers import ResponseParserError
+
+    shown = display_uri(access.endpoint_url) if access.endpoint_url else "S3"
+    if isinstance(error, ResponseParserError):
+        return errors.NetworkError(
+            f"{shown} answers for {where}, but not as S3 does. Check endpoint_url: of a server with a web console, "
+            "S3 is on another port."
         )
-    if code in _BAD_KEY | _BAD_TOKEN:
-        remedy = "Renew the session token" if code in _BAD_TOKEN else "Check key, secret and the clock"
-        return errors.CredentialsError(f"S3 does not accept the credentials for {where} ({code}). {remedy}.")
-    if code in _WRONG_REGION:
-        region = response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", "another region")
-        return errors.StorageError(f"{where} is in {region}. Pass that as region in storage_options.")
-    if status >= 500:
-        return errors.NetworkError(f"The storage of {where} fails with {status} {code}. Try again later.")
-    return None
-
-
-def _denied(operation: Operation, key: str, where: Location) -> errors.AccessDeniedError:
-    resource = f"arn:aws:s3:::{where.root}" + ("" if operation is LIST else f"/{where.prefix}/{key}".rstrip("/"))
-    allowed = f"{operation.permission} on {resource}" if where.scheme == "s3" else f"to {operation.verb} it"
-    return errors.AccessDeniedError(
-        f"Access denied: cannot {operation.verb} {key!r} in {where}, expected credentials that allow "
-        f"{allowed}. Ask its owner, or use other credentials."
+    if isinstance(error, (refusals.ReadTimeoutError, refusals.ConnectTimeoutError)):
+        option = "read_timeout" if isinstance(error, refusals.ReadTimeoutError) else "connect_timeout"
+        seconds = access.stall_seconds if option == "read_timeout" else access.connect_seconds
+        return errors.NetworkError(
+            f"{shown} does not answer for {where}, expected an answer within {seconds:g} s. Check the endpoint and the "
+            f"network; if they are slow, raise {option} or max_attempts in storage_options."
+        )
+    return errors.NetworkError(
+        f"{shown} cannot be reached for {where}, expected an S3 endpoint. Check the endpoint and the network."
     )
 
 
-def _ask_socket(where: Location) -> errors.StorageError | None:
+def _elsewhere(response: Mapping[str, Any], where: Location, access: Access) -> errors.StorageError:
+    told = response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region") or response["Error"].get("Region")
+    failure = errors.StorageError(
+        f"The bucket of {where} is in {told or 'another region'}, but was asked for in "
+        f"{access.region or DEFAULT_REGION}. Pass region={told or '…'!r} in storage_options, or set AWS_REGION; "
+        f"`aws s3api get-bucket-location --bucket {where.root}` tells which it is."
+    )
+    failure.region = told
+    return failure
+
+
+def _refused_by_s3(response: Mapping[str, Any], where: Location, access: Access) -> errors.StorageError | None:
+    code, status = response["Error"]["Code"], response["ResponseMetadata"]["HTTPStatusCode"]
+    if code == "NoSuchBucket":
+        return errors.BucketNotFoundError(
+            f"The bucket {where.root!r} of {where} does not exist at this endpoint. Check its name with "
+            f"`aws s3 ls s3://{where.root}`, and the endpoint."
+        )
+    if code in _BAD_KEY | _BAD_TOKEN:
+        remedy = (
+            "Renew it (`aws sso login`, or ask for a new session token)"
+            if code in _BAD_TOKEN
+            else "Check key, secret and the clock"
+        )
+        return errors.CredentialsError(
+            f"S3 does not accept the credentials for {where} ({code}). {remedy}; {_IDENTITY}."
+        )
+    if code in _WRONG_REGION or 300 <= status < 400:
+        return _elsewhere(response, where, access)
+    if code in _TOO_FAST or status == 429 or status >= 500:
+        return errors.NetworkError(
+            f"The storage of {where} fails with {status} {code}, also after {access.attempts} attempts. Try again "
+            f"later, with fewer requests at once; raise max_attempts in storage_options.{_doubt(code)}"
+        )
+    if status in {404, 405} and code not in {"NoSuchKey", "MethodNotAllowed"}:
+        shown = display_uri(access.endpoint_url) if access.endpoint_url else "S3"
+        return errors.NetworkError(f"{shown} knows no bucket {where.root!r} and answers {status}. Check endpoint_url.")
+    return None
+
+
+def _doubt(code: str) -> str:
+    """Say that it may be no S3, where its answer holds a status and no code of S3's."""
+    return " It may be no S3: check endpoint_url." if code.isdigit() else ""
+
+
+def _denied(operation: Operation, key: str, where: Location, access: Access) -> errors.AccessDeniedError:
+    resource = f"arn:aws:s3:::{where.root}" + ("" if operation is LIST else f"/{where.prefix}/{key}".rstrip("/"))
+    allowed = f"{operation.permission} on {resource}" if where.scheme == "s3" else f"to {operation.verb} it"
+    if operation is WRITE and access.sse == "aws:kms":
+        allowed += f", and kms:GenerateDataKey on {access.sse_kms_key_id or 'the KMS key of the bucket'}"
+    remedy = f"Ask its owner, or use other credentials; {_IDENTITY}" if where.scheme == "s3" else "Ask its owner"
+    return errors.AccessDeniedError(
+        f"Access denied: cannot {operation.verb} {key!r} in {where}, expected credentials that allow "
+        f"{allowed}. {remedy}."
+    )
+
+
+def _ask_socket(where: Location, access: Access) -> errors.StorageError | None:
     host = urlsplit(f"//{where.root}")
     try:
         port = host.port or (443 if where.scheme == "https" else 80)
-        socket.create_connection((host.hostname or "", port), CONNECT_SECONDS).close()
+        socket.create_connection((host.hostname or "", port), access.connect_seconds).close()
     except OSError:
         return errors.NetworkError(f"{where} cannot be reached. Check the host and the network.")
     return None
@@ -159,6 +203,8 @@ class Attempt:
     where: Location
     access: Access
     content: Any = b""
+    seconds: float = 0
+    """How long it took to fail, all attempts together."""
 
     def failure(self, error: Exception) -> Exception:
         """Our error for a client's; blocks for one small request of its own."""
@@ -175,13 +221,19 @@ class Attempt:
             if isinstance(answer, errors.AccessDeniedError) and self.operation not in {LIST, DELETE}:
                 answer = None
         elif self.where.scheme in {"http", "https"}:
-            answer = _ask_socket(self.where)
+            answer = _ask_socket(self.where, self.access)
         if answer is None and isinstance(error, FileNotFoundError):
             return error
         if answer is None and isinstance(error, (exceptions.PermissionDeniedError, PermissionError)):
-            answer = _denied(self.operation, self.key, self.where)
+            answer = _denied(self.operation, self.key, self.where, self.access)
         if answer is None and isinstance(error, exceptions.UnauthenticatedError):
             answer = errors.CredentialsError(f"The storage of {self.where} asks for credentials that it accepts.")
+        if answer is None and self.where.scheme != "file" and self.seconds >= self.access.stall_seconds:
+            return errors.NetworkError(
+                f"Cannot {self.operation.verb} {self.key!r} in {self.where}: given up after {self.seconds:.0f} s, "
+                "although the storage answers small requests. The network is slow or breaks off: raise read_timeout or "
+                "max_attempts in storage_options, or, far from the bucket's region, try accelerate=True."
+            )
         return answer or errors.StorageError(
             f"Cannot {self.operation.verb} {self.key!r} in {self.where}: {type(error).__name__}, although "
             "the storage answers. Try again; if it stays, look at the cause above."

@@ -9,34 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 import zipfile
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, override
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store
 from zarr.storage import ObjectStore, ZipStore
 
-from lobster_zarr import errors
+from lobster_zarr import errors, regions
 from lobster_zarr.address import Address
+from lobster_zarr.connection import connect, is_renewed
 from lobster_zarr.location import Access, Location, check_key, display_uri, is_local, local_path
 from lobster_zarr.loop import run
 from lobster_zarr.rawfile import open_file
-from lobster_zarr.refusal import (
-    CONNECT_SECONDS,
-    DELETE,
-    LIST,
-    READ,
-    STALL_SECONDS,
-    WRITE,
-    Attempt,
-    Operation,
-    ask_s3,
-    refused_by_system,
-)
+from lobster_zarr.refusal import DELETE, LIST, READ, WRITE, Attempt, Operation, ask_s3
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
     from obstore import ObjectMeta
     from zarr.abc.store import ByteRequest
@@ -56,72 +46,15 @@ __all__ = [
 SINGLE_PUT_BYTES = 256 << 20  # one PUT up to here; obstore by itself splits from 5 MiB
 _PART_BYTES = 32 << 20
 _PIECE_BYTES = 256 << 10
-_REQUEST_SECONDS = 300  # 256 MiB at 7 Mbit/s
-_RETRY: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=50)}  # after 100 ms, doubling
-_memory: dict[str, Any] = {}  # obstore MemoryStores by name, for the life of the process
 _obstore_processes: set[int] = set()
-
-
-def _connect(where: Location, access: Access, *, read_only: bool) -> Any:
-    """The obstore store of a location; no request is made."""
-    from obstore import store as obstores
-
-    if where.scheme == "file":
-        return obstores.LocalStore(_local_root(where, read_only=read_only), automatic_cleanup=True)
-    if where.scheme == "memory":
-        return _memory.setdefault(where.root, obstores.MemoryStore())
-    client: Any = {
-        "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
-        "timeout": timedelta(seconds=_REQUEST_SECONDS),
-        "pool_max_idle_per_host": "64",
-        "allow_http": where.scheme == "http" or (access.endpoint_url or "").startswith("http:"),
-        "allow_invalid_certificates": access.verify is False,
-    }
-    if read_only:  # of a writer it would also count the time of its upload
-        client["read_timeout"] = timedelta(seconds=STALL_SECONDS)
-    if isinstance(access.verify, str):
-        client["root_certificate"] = Path(access.verify).read_bytes()
-    common: Any = {"client_options": client, "retry_config": _RETRY}
-    if where.scheme in {"http", "https"}:
-        if not read_only:
-            raise errors.UnsupportedError(f"{where} cannot be written, expected s3:// or a local path.")
-        return obstores.HTTPStore(where.url, **common)
-    common |= {"prefix": where.prefix or None, "config": {"skip_signature": True} if access.anon else {}}
-    if where.scheme == "gs":
-        return obstores.GCSStore(where.root, **common)
-    if where.scheme == "az":
-        return obstores.AzureStore(where.root, **common)
-    access.check_endpoint()
-    provider, region = (None, None) if access.anon else access.provider()
-    path_style = bool(access.endpoint_url) or "." in where.root  # no certificate covers a.b.s3.amazonaws.com
-    common["config"] |= {
-        "region": access.region or region or "us-east-1",
-        "virtual_hosted_style_request": not path_style,
-        "request_payer": access.requester_pays,
-    }
-    if access.endpoint_url:  # under this name it wins over the environment, under "endpoint" it does not
-        common["config"]["aws_endpoint_url_s3"] = access.endpoint_url
-    return obstores.S3Store(where.root, credential_provider=provider, **common)
-
-
-def _local_root(where: Location, *, read_only: bool) -> Path:
-    path = Path(where.root)
-    if path.is_file():
-        raise errors.FormatError(f"{where} is a file, expected a Zarr store (a directory). Convert it first.")
-    if read_only and not path.exists():
-        raise errors.NotFoundError(f"There is no store at {where}, expected a directory. Check the path.")
-    try:
-        if not read_only:
-            path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise refused_by_system(error, WRITE, "", where) from error
-    return path
 
 
 class UriStore(ObjectStore[Any]):
     """A Zarr store at a URI; obstore beneath.
 
-    Failures raise this package's errors. Keys cannot leave the URI. Neither its
+    Failures raise this package's errors. A bucket of another region is followed
+    there, once, and credentials that were renewed in the meantime (a token file, a
+    login) are taken up. Keys cannot leave the URI. Neither its
     text nor its pickle holds credentials: a pickle carries the URI without user
     and query, and the options that are not secret. Where it is loaded, those that
     were passed here are asked for at this process (`lobster_zarr.agent`), if it
@@ -142,8 +75,9 @@ class UriStore(ObjectStore[Any]):
     ) -> None:
         self._where = Location.of(uri)
         self._where.check()
-        self._access = Access.of(storage_options)
-        super().__init__(_connect(self._where, self._access, read_only=read_only), read_only=read_only)
+        self._access = regions.settled(self._where, Access.of(storage_options))
+        super().__init__(connect(self._where, self._access, read_only=read_only), read_only=read_only)
+        self._uploads: Any = None
 
     @override
     def with_read_only(self, read_only: bool = False) -> Self:
@@ -201,6 +135,7 @@ class UriStore(ObjectStore[Any]):
                 f"Cannot {operation.verb} {key!r} in {self}: this process was forked from one that had used "
                 "storage. Start workers with the 'spawn' or 'forkserver' method."
             )
+        start = time.monotonic()
         try:
             yield
         except errors.LobsterZarrError:
@@ -208,10 +143,81 @@ class UriStore(ObjectStore[Any]):
         except (BaseError, OSError) as error:
             if operation is READ and isinstance(error, FileNotFoundError):
                 raise
-            attempt = Attempt(operation, key, self._where, self._access, content)
+            attempt = Attempt(operation, key, self._where, self._access, content, time.monotonic() - start)
             # obstore's text holds the URL as it was sent, signature and all.
             cause = None if self._where.is_secret else error
             raise await asyncio.to_thread(attempt.failure, error) from cause
+
+    async def _asked[T](
+        self, operation: Operation, key: str, request: Callable[[], Awaitable[T]], content: Any = b""
+    ) -> T:
+        """Make a request; where that helps, once again in the bucket's own region or with renewed credentials."""
+        tried = self.store
+        try:
+            async with self._explained(operation, key, content):
+                return await request()
+        except errors.StorageError as failure:
+            if not await self._mended(tried, failure):
+                raise
+        async with self._explained(operation, key, content):
+            return await request()
+
+    async def _streamed[T](
+        self, operation: Operation, key: str, pieces: Callable[[], AsyncIterator[T]]
+    ) -> AsyncGenerator[T, None]:
+        """As `_asked`, of an answer that comes in pieces."""
+        tried, has_begun = self.store, False
+        try:
+            async with self._explained(operation, key):
+                async for piece in pieces():
+                    has_begun = True
+                    yield piece
+            return
+        except errors.StorageError as failure:
+            if has_begun or not await self._mended(tried, failure):
+                raise
+        async with self._explained(operation, key):
+            async for piece in pieces():
+                yield piece
+
+    async def _mended(self, tried: Any, failure: errors.StorageError) -> bool:
+        """Connect anew where a failure shows that it would help; whether it did."""
+        if self._where.scheme != "s3" or isinstance(failure, (errors.NetworkError, errors.BucketNotFoundError)):
+            return False
+        if self.store is not tried:  # another request was quicker
+            return True
+        if failure.region:
+            self._access = regions.learn(self._where, self._access, failure.region)
+        elif not await asyncio.to_thread(is_renewed, tried, self._access):
+            return False
+        self.store, self._uploads = connect(self._where, self._access, read_only=self.read_only), None
+        return True
+
+    @property
+    def _writer(self) -> Any:
+        if not self.is_remote:
+            return self.store
+        if self._uploads is None:
+            self._uploads = connect(self._where, self._access, read_only=False, uploads_of=self.store)
+        return self._uploads
+
+    async def _put(self, key: str, value: Buffer, **options: Any) -> None:
+        """Write an object; with ``mode="create"``, only where there is none."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        content, n_bytes = value.as_buffer_like(), len(value)
+        storage_class = self._access.placement.class_of(n_bytes) if self._where.scheme == "s3" else None
+        options |= {"attributes": {"Storage-Class": storage_class}} if storage_class else {}
+        multipart = n_bytes > SINGLE_PUT_BYTES and "mode" not in options  # in parts, it would overwrite
+
+        async def put() -> None:
+            with contextlib.suppress(AlreadyExistsError):
+                await obstore.put_async(
+                    self._writer, key, content, use_multipart=multipart, chunk_size=_PART_BYTES, **options
+                )
+
+        await self._asked(WRITE, key, put, content)
 
     async def explain_missing(self) -> errors.StorageError | None:
         """As the function of this name."""
@@ -227,8 +233,7 @@ class UriStore(ObjectStore[Any]):
         if isinstance(byte_range, RangeByteRequest) and byte_range.end <= byte_range.start:
             return empty if await self.exists(key) else None
         try:
-            async with self._explained(READ, key):
-                return await super().get(key, prototype, byte_range)
+            return await self._asked(READ, key, lambda: super(UriStore, self).get(key, prototype, byte_range))
         except errors.StorageError as failure:
             # Only a failure that has no other explanation is worth a HEAD.
             beyond = type(failure) is errors.StorageError and byte_range and await self._is_beyond(key, byte_range)
@@ -256,10 +261,14 @@ class UriStore(ObjectStore[Any]):
         import obstore
 
         check_key(key)
-        async with self._explained(READ, key):
+
+        async def pieces() -> AsyncIterator[bytes]:
             answer = await obstore.get_async(self.store, key, options={"range": (start, stop)})
             async for piece in answer.stream(min_chunk_size=_PIECE_BYTES):
                 yield bytes(piece)
+
+        async for piece in self._streamed(READ, key, pieces):
+            yield piece
 
     async def _is_beyond(self, key: str, byte_range: ByteRequest) -> bool:
         size = await self.getsize(key)
@@ -279,39 +288,31 @@ class UriStore(ObjectStore[Any]):
     async def exists(self, key: str) -> bool:
         check_key(key)
         try:
-            async with self._explained(READ, key):
-                return await super().exists(key)
+            return await self._asked(READ, key, lambda: super(UriStore, self).exists(key))
         except NotADirectoryError:
             return False
 
     @override
     async def getsize(self, key: str) -> int:
         check_key(key)
-        async with self._explained(READ, key):
-            return await super().getsize(key)
+        return await self._asked(READ, key, lambda: super(UriStore, self).getsize(key))
 
     @override
     async def set(self, key: str, value: Buffer) -> None:
-        import obstore
-
         check_key(key)
         self._check_writable()
-        content = value.as_buffer_like()
-        async with self._explained(WRITE, key, content):
-            multipart = len(value) > SINGLE_PUT_BYTES
-            await obstore.put_async(self.store, key, content, use_multipart=multipart, chunk_size=_PART_BYTES)
+        await self._put(key, value)
 
     @override
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         check_key(key)
-        async with self._explained(WRITE, key, value.as_buffer_like()):
-            await super().set_if_not_exists(key, value)
+        self._check_writable()
+        await self._put(key, value, mode="create")
 
     @override
     async def delete(self, key: str) -> None:
         check_key(key)
-        async with self._explained(DELETE, key):
-            await super().delete(key)
+        await self._asked(DELETE, key, lambda: super(UriStore, self).delete(key))
 
     @override
     async def delete_dir(self, prefix: str) -> None:
@@ -319,24 +320,21 @@ class UriStore(ObjectStore[Any]):
 
         self._check_writable()
         keys = [key async for key in self.list_prefix(prefix)]
-        async with self._explained(DELETE, prefix):
-            await obstore.delete_async(self.store, keys)  # on S3, a thousand keys a request
+        await self._asked(DELETE, prefix, lambda: obstore.delete_async(self.store, keys))  # on S3, 1,000 a request
 
     @override
     async def _list(self, prefix: str | None = None) -> AsyncGenerator[ObjectMeta, None]:
         if prefix:
             check_key(prefix.removesuffix("/"))
-        async with self._explained(LIST, prefix or ""):
-            async for item in super()._list(prefix):
-                yield item
+        async for item in self._streamed(LIST, prefix or "", lambda: super(UriStore, self)._list(prefix)):
+            yield item
 
     @override
     async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
         if prefix:
             check_key(prefix.removesuffix("/"))
-        async with self._explained(LIST, prefix):
-            async for name in super().list_dir(prefix):
-                yield name
+        async for name in self._streamed(LIST, prefix, lambda: super(UriStore, self).list_dir(prefix)):
+            yield name
 
 
 def open_store(
@@ -354,6 +352,8 @@ def open_store(
         s3fs's names: key, secret, token, endpoint_url, anon, profile, requester_pays, client_kwargs
         (region_name, endpoint_url, verify); also region, and allow_http for an unencrypted
         endpoint off loopback. Without keys the ``AWS_*`` variables, then boto3's chain, give them.
+        Of what is written: sse, sse_kms_key_id, bucket_key, storage_class. Of the way there:
+        accelerate, connect_timeout and read_timeout (seconds), max_attempts.
     read_only
         Whether writes are refused.
 

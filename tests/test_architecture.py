@@ -36,15 +36,24 @@ RINGS: dict[int, set[str]] = {
         "_python",
         "_sql",
         "_source",
+        "checksum",
     },  # pure model
     3: {"plan"},  # pure planning
     4: {
         "agent",
         "address",
         "location",
+        "credentials",
+        "redact",
+        "placement",
+        "regions",
+        "connection",
         "refusal",
         "loop",
         "rawfile",
+        "place",
+        "s3client",
+        "wholefile",
         "store",
         "tree",
         "cache",
@@ -108,9 +117,11 @@ RINGS: dict[int, set[str]] = {
         "write",
         "commit",
     }
+    | {"transfer", "listing"}  # whole files
     | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
-    7: {"__init__", "__main__", "cli", "output", "display", "demo", "backends", "bucket"}  # edges
-    | {"lobster", "lobster_adapter", "lobster_files", "lobster_workspace"},  # and the plug-in for Lobster AI
+    7: {"__init__", "__main__", "cli", "output", "display", "demo", "bucket", "lobster"}
+    | {"backends", "backend", "datafile", "answer", "workspace"}  # edges
+    | {"lobster_adapter", "lobster_files", "lobster_workspace"},  # and the rooms of the plug-in for Lobster AI
 }
 RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules}
 

@@ -1,0 +1,111 @@
+"""Names of files and stores below a folder, locally or on S3, by a pattern.
+
+A store is one name, whatever lies in it: its objects are not listed. Must not
+know what files hold.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lobster_zarr.errors import InvalidArgumentError, NotFoundError, UnsupportedError
+from lobster_zarr.location import Access
+from lobster_zarr.refusal import LIST, refused_by_system
+from lobster_zarr.s3client import payer, s3_client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from lobster_zarr.location import Location
+
+    type Level = Callable[[str], tuple[list[str], list[str]]]
+    """Names of the files and of the folders of a folder, given by its path below the start."""
+
+STORE_SUFFIX = ".zarr"
+
+
+def names(where: Location, storage_options: Mapping[str, Any] | None = None, pattern: str = "*") -> list[str]:
+    """List files and stores of a folder.
+
+    Parameters
+    ----------
+    where
+        Local or on S3.
+    storage_options
+        As for :func:`lobster_zarr.open`.
+    pattern
+        As of `pathlib`: ``*.h5ad``, ``runs/*.zarr``, ``**/*.h5ad`` for all levels.
+
+    Returns
+    -------
+    list of str
+        Paths or URIs, sorted. On S3 one request a folder and 1,000 names.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such folder; on S3, nothing below it.
+    StorageError
+        The storage refused.
+    """
+    wanted = pattern.strip("/").split("/")
+    if "" in wanted or ".." in wanted:
+        raise InvalidArgumentError(f"The pattern {pattern!r} is none, expected one such as '*.h5ad' or '**/*.zarr'.")
+    if where.scheme == "file":
+        found = _walk(_local_level(where), "", wanted)
+        return sorted({str(Path(where.root, name)) for name in found})
+    if where.scheme != "s3":
+        raise UnsupportedError(f"Cannot list {where}, expected a local folder or s3://bucket/prefix.")
+    access = Access.of(storage_options)
+    with s3_client(where, access, LIST, connections=1) as client:
+        found = _walk(_s3_level(client, where, payer(access)), "", wanted)
+        return sorted({f"{where}/{name}" for name in found})
+
+
+def _walk(level: Level, folder: str, pattern: Sequence[str]) -> Iterator[str]:
+    files, folders = level(folder)
+    first, *rest = pattern
+    if list(pattern) == ["**"]:
+        rest = ["*"]
+    if not rest:
+        stores = [name for name in folders if name.endswith(STORE_SUFFIX)]
+        yield from (folder + name for name in [*files, *stores] if fnmatch.fnmatchcase(name, first))
+        return
+    if first == "**":
+        yield from _walk(lambda at: (files, folders) if at == folder else level(at), folder, rest)  # no level at all
+    for name in folders:
+        if not name.endswith(STORE_SUFFIX) and (first == "**" or fnmatch.fnmatchcase(name, first)):
+            yield from _walk(level, f"{folder}{name}/", [first, *rest] if first == "**" else rest)
+
+
+def _local_level(where: Location) -> Level:
+    def level(folder: str) -> tuple[list[str], list[str]]:
+        try:
+            entries = list(Path(where.root, folder).iterdir())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFoundError(f"There is no folder at {where}. Check the path.") from error
+        except OSError as error:
+            raise refused_by_system(error, LIST, folder, where) from error
+        folders = [entry.name for entry in entries if entry.is_dir()]
+        return [entry.name for entry in entries if entry.is_file()], folders
+
+    return level
+
+
+def _s3_level(client: Any, where: Location, options: Mapping[str, str]) -> Level:
+    def level(folder: str) -> tuple[list[str], list[str]]:
+        prefix = f"{where.prefix}/{folder}".lstrip("/")
+        pages = client.get_paginator("list_objects_v2").paginate(
+            Bucket=where.root, Prefix=prefix, Delimiter="/", **options
+        )
+        files, folders = [], []
+        for page in pages:
+            files += [entry["Key"].removeprefix(prefix) for entry in page.get("Contents", ())]
+            folders += [entry["Prefix"].removeprefix(prefix).rstrip("/") for entry in page.get("CommonPrefixes", ())]
+        if not files and not folders and prefix:
+            raise NotFoundError(f"There is nothing below {where}. Check the path.")
+        return [name for name in files if name], folders  # a console's folder is an object without a name
+
+    return level
