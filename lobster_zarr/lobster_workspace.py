@@ -5,16 +5,14 @@ Knows Lobster AI's interface of modality backends. Must not know its data manage
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import posixpath
 import shutil
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, override
 
-from lobster.core.backends.modality_backend import ModalityMetadata, ModalityRecord, WorkspaceModalityBackend
+from lobster.core.backends.modality_backend import ModalityMetadata, WorkspaceModalityBackend
 
 from lobster_zarr.address import KeptOptions
 from lobster_zarr.convert import convert
@@ -23,90 +21,26 @@ from lobster_zarr.errors import InvalidArgumentError, NotFoundError, Unsupported
 from lobster_zarr.export import export
 from lobster_zarr.layout import CODEC_PROFILES, CodecProfile
 from lobster_zarr.lobster_adapter import select
+from lobster_zarr.lobster_files import ZarrDataBackend
+from lobster_zarr.lobster_record import ATTRIBUTE, ListedModality, Listing, record_of
 from lobster_zarr.location import check_key
 from lobster_zarr.multimodal import open as open_dataset
+from lobster_zarr.place import is_s3
 from lobster_zarr.packing import PACKED, pack, unpacked_uns
 from lobster_zarr.store import display_uri, is_local, open_store, run
-from lobster_zarr.table import TableReader
-from lobster_zarr.tree import read_tree
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import anndata as ad
     import pandas as pd
+    from lobster.core.backends.modality_backend import ModalityRecord
     from zarr.abc.store import Store
 
-    from lobster_zarr.node import Tree
 
 SUFFIX = ".zarr"
-ATTRIBUTE = "lobster_modality"
-"""Of the root: what Lobster AI knows of a modality when it is ingested."""
 ROOTS = ("zarr.json", ".zgroup")
-_OPEN_AT_ONCE = 64
-
-
-class Listing:
-    """What a workspace held when it was listed; how large its modalities are is read when first asked for, of all."""
-
-    def __init__(self, names: Sequence[str], store_of: Callable[[str], Store]) -> None:
-        self.names, self._store_of = names, store_of
-
-    @cached_property
-    def records(self) -> dict[str, ModalityRecord]:
-        """A record by name: one request each, all under way at once."""
-        return run(self._read())
-
-    async def _read(self) -> dict[str, ModalityRecord]:
-        gate = asyncio.Semaphore(_OPEN_AT_ONCE)
-
-        async def one(name: str) -> ModalityRecord:
-            async with gate:
-                try:
-                    return _record(name, await read_tree(self._store_of(name), name))
-                except NotFoundError:  # an ingestion is under way, or was broken off: it holds nothing yet
-                    return ModalityRecord(name=name, n_obs=0, n_vars=0, processing_step="unfinished")
-
-        return dict(zip(self.names, await asyncio.gather(*map(one, self.names)), strict=True))
-
-
-def _field(name: str) -> Any:
-    return property(lambda listed: getattr(vars(listed)["_listing"].records[listed.name], name))
-
-
-class ListedModality(ModalityRecord):  # type: ignore[misc]  # its package is not there where types are checked
-    """A record whose fields, but for the name, are read when they are first asked for."""
-
-    n_obs, n_vars, omics_type, is_backed = map(_field, ("n_obs", "n_vars", "omics_type", "is_backed"))
-    created_at, parent_modality = map(_field, ("created_at", "parent_modality"))
-    processing_step, storage_size_bytes = map(_field, ("processing_step", "storage_size_bytes"))
-
-    def __init__(self, name: str, listing: Listing) -> None:
-        self.__dict__.update(name=name, _listing=listing)  # the class is frozen: no attribute can be set
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _same, (self._listing.records[self.name],)
-
-
-def _same(record: ModalityRecord) -> ModalityRecord:
-    return record
-
-
-def _record(name: str, tree: Tree) -> ModalityRecord:
-    stored = tree.noted().get("stored_bytes", {})
-    known = tree.attributes("").get(ATTRIBUTE, {})
-    n_obs, n_vars = (TableReader(cast("Any", None), tree, path).n_rows for path in ("obs", "var"))  # reads nothing
-    return ModalityRecord(
-        name=name,
-        n_obs=n_obs,
-        n_vars=n_vars,
-        omics_type=known.get("omics_type", "multimodal" if tree.encoding("") == "MuData" else "unknown"),
-        created_at=dt.datetime.fromisoformat(known["created_at"]) if "created_at" in known else None,
-        parent_modality=known.get("parent_modality"),
-        processing_step=known.get("processing_step") or "raw",
-        storage_size_bytes=sum(stored.values()) or None,
-    )
 
 
 class ZarrModalityBackend(WorkspaceModalityBackend):  # type: ignore[misc]  # as ListedModality
@@ -206,7 +140,7 @@ class ZarrModalityBackend(WorkspaceModalityBackend):  # type: ignore[misc]  # as
             There is none of this name; it is a KeyError.
         """
         dataset = self._open(name)
-        record, known = _record(name, dataset.tree), dataset.info()
+        record, known = record_of(name, dataset.tree), dataset.info()
         aside = dataset.tree.attributes("").get(ATTRIBUTE, {}).get("uns_keys", [])
         return ModalityMetadata(
             name=name,
@@ -323,7 +257,8 @@ class ZarrModalityBackend(WorkspaceModalityBackend):  # type: ignore[misc]  # as
     def export_h5ad(self, name: str, target: str | os.PathLike[str]) -> Path:
         """Write a modality to an ``.h5ad`` file as Lobster AI writes it itself, in bounded memory.
 
-        What of uns AnnData cannot encode becomes text, as Lobster AI's own backend has it.
+        What of uns AnnData cannot encode becomes text, as Lobster AI's own backend has it. An S3 URI, as
+        ``save_modality`` hands it on, is saved as :class:`ZarrDataBackend` saves it.
 
         Raises
         ------
@@ -331,6 +266,9 @@ class ZarrModalityBackend(WorkspaceModalityBackend):  # type: ignore[misc]  # as
             There is no such modality.
         """
         path = Path(target)
+        if is_s3(path):
+            ZarrDataBackend(None, self._options.given()).save(self.materialize_anndata(name), path)
+            return path
         part = path.with_name(f".{path.name}.h5ad")
         try:
             export(self._open(name), part, overwrite=True, progress=False)

@@ -121,7 +121,7 @@ RINGS: dict[int, set[str]] = {
     | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
     7: {"__init__", "__main__", "cli", "output", "display", "demo", "bucket", "lobster"}
     | {"backends", "backend", "datafile", "answer", "workspace"}  # edges
-    | {"lobster_adapter", "lobster_files", "lobster_workspace"},  # and the rooms of the plug-in for Lobster AI
+    | {"lobster_adapter", "lobster_files", "lobster_record", "lobster_workspace"},  # and the rooms of the plug-in for Lobster AI
 }
 RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules}
 
