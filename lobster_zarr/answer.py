@@ -60,5 +60,6 @@ def table(dataset: Dataset | MultimodalDataset, query: str, output_format: str) 
     if output_format == "arrow":
         return frame.to_arrow()
     sink = io.BytesIO()
-    {"parquet": frame.write_parquet, "csv": frame.write_csv, "json": frame.write_json}[output_format](sink)
+    writers: dict[str, Any] = {"parquet": frame.write_parquet, "csv": frame.write_csv, "json": frame.write_json}
+    writers[output_format](sink)
     return sink.getvalue()

@@ -52,6 +52,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def of_bytes(content: bytes) -> str:
+    """Return the SHA-256 of some bytes in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def told(head: Mapping[str, Any]) -> str | None:
     """Return the checksum that an answer about an object tells, or None.
 

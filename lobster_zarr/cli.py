@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
-from lobster_zarr.output import OUTPUTS, TABLES, check_kind, check_output, save, whole_file
+from lobster_zarr.output import OUTPUTS, TABLES, check_kind, check_output, save
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +68,13 @@ class Join(StrEnum):
 
     outer = "outer"
     inner = "inner"
+
+
+class Encryption(StrEnum):
+    """Encryptions by S3."""
+
+    aes256 = "AES256"
+    kms = "aws:kms"
 
 
 class Compression(StrEnum):
@@ -125,6 +132,13 @@ def convert(
     axis: Annotated[
         int | None, typer.Option(help="What rna=…,prot=… share: 0, cells (by default); 1, genes; -1, both.")
     ] = None,
+    sse: Annotated[Encryption | None, typer.Option(help="Have S3 encrypt what is written.")] = None,
+    sse_kms_key_id: Annotated[
+        str | None, typer.Option("--sse-kms-key-id", help="Key of --sse aws:kms.", metavar="ARN")
+    ] = None,
+    storage_class: Annotated[
+        str | None, typer.Option(help="Of what is written: STANDARD_IA, GLACIER_IR, …", metavar="CLASS")
+    ] = None,
     endpoint_url: Endpoint = None,
     scheduler: Scheduler = None,
     as_json: AsJson = False,
@@ -132,6 +146,7 @@ def convert(
     """Convert an H5AD or H5MU to a chunked store, once."""
     import lobster_zarr as lz
 
+    placement = {"sse": sse and sse.value, "sse_kms_key_id": sse_kms_key_id, "storage_class": storage_class}
     with _cluster(scheduler) as client:
         report = lz.convert(
             _source(src),
@@ -141,7 +156,7 @@ def convert(
             codec=codec.value,
             memory_limit=memory_limit,
             overwrite=overwrite,
-            storage_options=_options(endpoint_url),
+            storage_options=_options(endpoint_url) | placement,
             client=client,
             axis=axis,  # type: ignore[arg-type]  # checked there
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anndata as ad
 import h5py
@@ -52,7 +52,7 @@ def read_file(path: Path, *, backed: bool = False) -> Annotated:
     FormatError
         It is damaged, or holds something else.
     """
-    mode = "r" if backed else None
+    mode: Literal["r"] | None = "r" if backed else None
     holds_mudata = is_mudata(path)
     try:
         return mudata.read_h5mu(path, backed=mode) if holds_mudata else ad.read_h5ad(path, backed=mode)
@@ -104,9 +104,7 @@ def write_file(data: Annotated, path: Path, compression: str | None, compression
         # mudata's own writer would make text categorical.
         with stored(data) as staged:
             chosen: Any = compression or "none"
-            export(
-                staged, path, compression=chosen, compression_opts=compression_opts, overwrite=True, progress=False
-            )
+            export(staged, path, compression=chosen, compression_opts=compression_opts, overwrite=True, progress=False)
         return
     with whole_file(path) as part, ad.settings.override(allow_write_nullable_strings=True):
         try:
@@ -136,7 +134,7 @@ def tables(path: Path) -> Iterator[Dataset | MultimodalDataset]:
         return
     try:
         with h5py.File(path, "r") as file:
-            frames = {name: ad.io.read_elem(file[name]) for name in ("obs", "var")}
+            frames: dict[str, Any] = {name: ad.io.read_elem(file[name]) for name in ("obs", "var")}
         bare = ad.AnnData(**frames)
     except LobsterZarrError:
         raise

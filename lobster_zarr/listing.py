@@ -59,7 +59,7 @@ def names(where: Location, storage_options: Mapping[str, Any] | None = None, pat
     if where.scheme != "s3":
         raise UnsupportedError(f"Cannot list {where}, expected a local folder or s3://bucket/prefix.")
     access = Access.of(storage_options)
-    with s3_client(where, access, LIST, connections=1) as client:
+    with s3_client(where, access, LIST) as client:
         found = _walk(_s3_level(client, where, payer(access)), "", wanted)
         return sorted({f"{where}/{name}" for name in found})
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lobster_zarr import errors
 from lobster_zarr.location import Access, Location
-from lobster_zarr.redact import keep_out_of_logs
+from lobster_zarr.redact import fit_to_show, keep_out_of_logs
 from lobster_zarr.refusal import READ, Attempt
 
 if TYPE_CHECKING:
@@ -59,18 +59,26 @@ def open_file(uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | 
         raise
     except (OSError, BotoCoreError, ClientError, aiohttp.ClientError, RecursionError) as error:
         # RecursionError: botocore follows a redirection that names no region with another one, and so on.
-        cause = None if where.query or where.userinfo else error
-        answer: Exception = error
-        refused = error.__cause__ or error  # fsspec calls whatever HTTP answers "not found"
-        if isinstance(refused, aiohttp.ClientResponseError) and refused.status in {401, 403}:
-            answer = PermissionError()
-        parent, _, name = where.prefix.rpartition("/")
-        failure = Attempt(READ, name, replace(where, prefix=parent), access).failure(answer)
-        if isinstance(failure, FileNotFoundError) and not isinstance(failure, errors.LobsterZarrError):
-            failure = errors.NotFoundError(f"There is no file at {where}. Check the path.")
-        raise failure from cause
-    with file:
-        yield file
+        failed: Exception = error
+    else:
+        with file:
+            yield file
+        return
+    # Raised out here, so that no context holds what is not fit to show.
+    raise _failure(where, access, failed) from fit_to_show(failed, secret=where.is_secret)
+
+
+def _failure(where: Location, access: Access, error: Exception) -> Exception:
+    import aiohttp
+
+    refused = error.__cause__ or error  # fsspec calls whatever HTTP answers "not found"
+    if isinstance(refused, aiohttp.ClientResponseError) and refused.status in {401, 403}:
+        error = PermissionError()
+    parent, _, name = where.prefix.rpartition("/")
+    failure = Attempt(READ, name, replace(where, prefix=parent), access).failure(error)
+    if isinstance(failure, FileNotFoundError) and not isinstance(failure, errors.LobsterZarrError):
+        return errors.NotFoundError(f"There is no file at {where}. Check the path.")
+    return failure
 
 
 def _open_raw(where: Location, access: Access) -> BinaryIO:

@@ -47,6 +47,20 @@ def redacted(text: str) -> str:
     return _NAMED.sub(lambda found: f"{found[1] or found[3]}{_MARK}", text)
 
 
+def fit_to_show(error: BaseException, *, secret: bool = False) -> BaseException | None:
+    """Return a client's error, to be the cause of ours, or None where something in it is secret.
+
+    S3 repeats key and token in its refusals, and obstore the refusal in its errors.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        text = f"{seen} {seen!r} {vars(seen)}"
+        if secret or redacted(text) != text:
+            return None
+        seen = seen.__cause__ or seen.__context__
+    return error
+
+
 def keep_out_of_logs(secrets: Iterable[str | None] = ()) -> None:
     """Mark these secrets, too, in what the libraries log from now on; call it once they are imported."""
     _known.update(secret for secret in secrets if secret and len(secret) >= _SHORTEST)

@@ -1,20 +1,17 @@
 """A boto3 client for work on whole objects, whose failures are this package's errors.
 
-Knows boto3, and what it writes to its logs: session tokens and access keys,
-which are taken out. Must not know what objects hold.
+Knows boto3's errors. Must not know what objects hold.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lobster_zarr import errors
-from lobster_zarr.location import NO_CREDENTIALS
-from lobster_zarr.refusal import CONNECT_SECONDS, STALL_SECONDS, Attempt
+from lobster_zarr.redact import fit_to_show
+from lobster_zarr.refusal import Attempt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,19 +19,11 @@ if TYPE_CHECKING:
     from lobster_zarr.location import Access, Location
     from lobster_zarr.refusal import Operation
 
-_ATTEMPTS = 5
-_LOGGERS = ("botocore.auth", "botocore.endpoint")
-"""Those that show headers as they are sent."""
-_SECRET = re.compile(r"(x-amz-security-token\W+|Credential=|Signature=|secret_?key\W+)[^\s'\",;&]+", re.IGNORECASE)
-
-
-def _redact(record: logging.LogRecord) -> bool:
-    record.msg, record.args = _SECRET.sub(r"\1***", record.getMessage()), ()
-    return True
+_FORBIDDEN, _MISSING, _CHANGED = 403, 404, 412
 
 
 @contextlib.contextmanager
-def s3_client(where: Location, access: Access, operation: Operation, *, connections: int = 10) -> Iterator[Any]:
+def s3_client(where: Location, access: Access, operation: Operation) -> Iterator[Any]:
     """Lend a boto3 client for one operation on one object or prefix.
 
     Parameters
@@ -42,11 +31,9 @@ def s3_client(where: Location, access: Access, operation: Operation, *, connecti
     where
         What is worked on; errors name it.
     access
-        Credentials and endpoint.
+        Credentials, endpoint, timeouts.
     operation
         What is about to be asked.
-    connections
-        Requests that may be under way at once.
 
     Yields
     ------
@@ -60,33 +47,15 @@ def s3_client(where: Location, access: Access, operation: Operation, *, connecti
     StorageError
         S3 refused, failed or could not be reached.
     """
-    from botocore import UNSIGNED
-    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
-    for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_redact)  # once, however often it is added
     access.check_endpoint()
-    config = Config(
-        connect_timeout=CONNECT_SECONDS,
-        read_timeout=STALL_SECONDS,
-        retries={"total_max_attempts": _ATTEMPTS, "mode": "standard"},
-        max_pool_connections=connections,
-        s3={"addressing_style": "path" if access.endpoint_url else "auto"},
-        signature_version=UNSIGNED if access.anon else None,
-    )
+    access.check_accelerated(where.root)
     try:
-        session = access.session()
-        if not access.anon and session.get_credentials() is None:
-            raise errors.CredentialsError(NO_CREDENTIALS)
-        region = session.region_name or "us-east-1"
-        client = session.client(
-            "s3", config=config, region_name=region, endpoint_url=access.endpoint_url, verify=access.verify
-        )
-        with contextlib.closing(client):
+        with contextlib.closing(access.client()) as client:
             yield client
     except (BotoCoreError, ClientError) as error:
-        raise _failure(error, operation, where, access) from error
+        raise _failure(error, operation, where, access) from fit_to_show(error)
 
 
 def payer(access: Access) -> dict[str, str]:
@@ -100,9 +69,9 @@ def _failure(error: Exception, operation: Operation, where: Location, access: Ac
     answer = error
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if status == 412:  # noqa: PLR2004 - precondition failed
+        if status == _CHANGED:
             return errors.ConflictError(f"{where} was changed while it was read. Read it again.")
-        answer = {403: PermissionError(), 404: FileNotFoundError()}.get(status, error)
+        answer = {_FORBIDDEN: PermissionError(), _MISSING: FileNotFoundError()}.get(status, error)
     parent, _, name = where.prefix.rpartition("/")
     failure = Attempt(operation, name, replace(where, prefix=parent), access).failure(answer)
     if isinstance(failure, FileNotFoundError) and not isinstance(failure, errors.LobsterZarrError):

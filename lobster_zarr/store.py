@@ -23,6 +23,7 @@ from lobster_zarr.connection import connect, is_renewed
 from lobster_zarr.location import Access, Location, check_key, display_uri, is_local, local_path
 from lobster_zarr.loop import run
 from lobster_zarr.rawfile import open_file
+from lobster_zarr.redact import fit_to_show
 from lobster_zarr.refusal import DELETE, LIST, READ, WRITE, Attempt, Operation, ask_s3
 
 if TYPE_CHECKING:
@@ -125,60 +126,62 @@ class UriStore(ObjectStore[Any]):
     def supports_listing(self) -> bool:
         return self._where.scheme not in {"http", "https"}
 
-    @contextlib.asynccontextmanager
-    async def _explained(self, operation: Operation, key: str, content: Any = b"") -> AsyncIterator[None]:
-        from obstore.exceptions import BaseError
-
+    def _check_process(self, operation: Operation, key: str) -> None:
         _obstore_processes.add(os.getpid())
         if len(_obstore_processes) > 1:  # its threads stayed in the parent: it would wait for them for ever
             raise errors.StorageError(
                 f"Cannot {operation.verb} {key!r} in {self}: this process was forked from one that had used "
                 "storage. Start workers with the 'spawn' or 'forkserver' method."
             )
+
+    async def _once[T](
+        self, operation: Operation, key: str, pieces: Callable[[], AsyncIterator[T]], content: Any
+    ) -> AsyncGenerator[T, None]:
+        from obstore.exceptions import BaseError
+
+        self._check_process(operation, key)
         start = time.monotonic()
         try:
-            yield
+            async for piece in pieces():
+                yield piece
+            return
         except errors.LobsterZarrError:
             raise
         except (BaseError, OSError) as error:
             if operation is READ and isinstance(error, FileNotFoundError):
                 raise
-            attempt = Attempt(operation, key, self._where, self._access, content, time.monotonic() - start)
-            # obstore's text holds the URL as it was sent, signature and all.
-            cause = None if self._where.is_secret else error
-            raise await asyncio.to_thread(attempt.failure, error) from cause
-
-    async def _asked[T](
-        self, operation: Operation, key: str, request: Callable[[], Awaitable[T]], content: Any = b""
-    ) -> T:
-        """Make a request; where that helps, once again in the bucket's own region or with renewed credentials."""
-        tried = self.store
-        try:
-            async with self._explained(operation, key, content):
-                return await request()
-        except errors.StorageError as failure:
-            if not await self._mended(tried, failure):
-                raise
-        async with self._explained(operation, key, content):
-            return await request()
+            caught = error
+        attempt = Attempt(operation, key, self._where, self._access, content, time.monotonic() - start)
+        failure = await asyncio.to_thread(attempt.failure, caught)
+        # Raised out here, so that no context holds what is not fit to show.
+        raise failure from fit_to_show(caught, secret=self._where.is_secret)
 
     async def _streamed[T](
-        self, operation: Operation, key: str, pieces: Callable[[], AsyncIterator[T]]
+        self, operation: Operation, key: str, pieces: Callable[[], AsyncIterator[T]], content: Any = b""
     ) -> AsyncGenerator[T, None]:
-        """As `_asked`, of an answer that comes in pieces."""
+        """Make a request; where that helps, once again in the bucket's own region or with renewed credentials."""
         tried, has_begun = self.store, False
         try:
-            async with self._explained(operation, key):
-                async for piece in pieces():
-                    has_begun = True
-                    yield piece
+            async for piece in self._once(operation, key, pieces, content):
+                has_begun = True
+                yield piece
             return
         except errors.StorageError as failure:
             if has_begun or not await self._mended(tried, failure):
                 raise
-        async with self._explained(operation, key):
-            async for piece in pieces():
-                yield piece
+        async for piece in self._once(operation, key, pieces, content):
+            yield piece
+
+    async def _asked[T](
+        self, operation: Operation, key: str, request: Callable[[], Awaitable[T]], content: Any = b""
+    ) -> T:
+        """As `_streamed`, of an answer in one piece."""
+
+        async def whole() -> AsyncIterator[T]:
+            yield await request()
+
+        [answer] = [answer async for answer in self._streamed(operation, key, whole, content)]
+        return answer
 
     async def _mended(self, tried: Any, failure: errors.StorageError) -> bool:
         """Connect anew where a failure shows that it would help; whether it did."""

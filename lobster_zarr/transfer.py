@@ -159,10 +159,10 @@ def upload(
         raise missing(Location("file", str(source))) from error
     except OSError as error:
         raise refused_by_system(error, READ, source.name, Location("file", str(source.parent))) from error
-    extra = {"ChecksumAlgorithm": "SHA256", "Metadata": {NOTED_SHA256: checksum}, **payer(access)}
+    extra = {"ChecksumAlgorithm": "SHA256", "Metadata": {NOTED_SHA256: checksum}, **access.put_arguments(size)}
     bars = Progress(enabled=progress)
     with (
-        s3_client(where, access, WRITE, connections=cut.at_once) as client,
+        s3_client(where, access, WRITE) as client,
         bars.phase(f"Upload {source.name}", size, "B") as advance,
     ):
         tally = ProgressCallbackInvoker(_Tally(size, advance, callback))
@@ -217,7 +217,7 @@ def download(
 
     cut, where, access, target = parts or Parts(), _object(uri), Access.of(storage_options), Path(path)
     bars = Progress(enabled=progress)
-    with s3_client(where, access, READ, connections=cut.at_once) as client:
+    with s3_client(where, access, READ) as client:
         head = _head(client, where, access)
         size = head["ContentLength"]
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -81,73 +81,78 @@ def in_region(region: str, *, bucket: str) -> Callable[[Asked], Answer | None]:
     return rule
 
 
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def _pass(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        names = {name.lower(): value for name, value in self.headers.items()}
+        asked = Asked(self.command, self.path, names, body)
+        self.server.gate.asked.append(asked)
+        answer = self.server.gate.rule(asked)
+        with contextlib.suppress(OSError):  # the client gave up
+            if answer is None:
+                self._forward(asked)
+            else:
+                self._say(answer)
+
+    def _forward(self, asked: Asked) -> None:
+        line = http.client.HTTPConnection(urlsplit(self.server.upstream).netloc, timeout=60)
+        line.request(asked.method, asked.path, asked.body, dict(self.headers.items()))
+        told = line.getresponse()
+        content = told.read()
+        drop = {"connection", "transfer-encoding", "content-length"}
+        headers = {name: value for name, value in told.getheaders() if name.lower() not in drop}
+        length = told.getheader("Content-Length") if asked.method == "HEAD" else str(len(content))
+        line.close()
+        self.send_response(told.status)
+        for name, value in headers.items() | {("Content-Length", length or "0")}:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _say(self, answer: Answer) -> None:
+        if not answer.trickle:
+            time.sleep(answer.seconds)
+        self.send_response(answer.status)
+        for name, value in (answer.headers | {"Content-Length": str(len(answer.body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        for at in range(len(answer.body) if answer.trickle else 0):
+            time.sleep(answer.seconds)
+            self.wfile.write(answer.body[at : at + 1])
+            self.wfile.flush()
+        if not answer.trickle:
+            self.wfile.write(answer.body)
+
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = do_CONNECT = _pass  # noqa: N815 - http.server's names
+
+    @override
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    gate: Gate
+    upstream: str
+    daemon_threads = True
+    block_on_close = False  # a client may keep its connection
+    address_family = socket.AF_INET
+
+    @override
+    def handle_error(self, *_: object) -> None:
+        pass  # a client that broke off
+
+
 @contextlib.contextmanager
 def gate(upstream: str = "") -> Iterator[Gate]:
     """Stand before a server on a free port of 127.0.0.1."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def _pass(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            names = {name.lower(): value for name, value in self.headers.items()}
-            asked = Asked(self.command, self.path, names, body)
-            running.asked.append(asked)
-            answer = running.rule(asked)
-            with contextlib.suppress(OSError):  # the client gave up
-                if answer is None:
-                    self._forward(asked)
-                else:
-                    self._say(answer)
-
-        def _forward(self, asked: Asked) -> None:
-            line = http.client.HTTPConnection(urlsplit(upstream).netloc, timeout=60)
-            line.request(asked.method, asked.path, asked.body, dict(self.headers.items()))
-            told = line.getresponse()
-            content = told.read()
-            drop = {"connection", "transfer-encoding", "content-length"}
-            headers = {name: value for name, value in told.getheaders() if name.lower() not in drop}
-            length = told.getheader("Content-Length") if asked.method == "HEAD" else str(len(content))
-            line.close()
-            self.send_response(told.status)
-            for name, value in headers.items() | {("Content-Length", length or "0")}:
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def _say(self, answer: Answer) -> None:
-            if not answer.trickle:
-                time.sleep(answer.seconds)
-            self.send_response(answer.status)
-            for name, value in (answer.headers | {"Content-Length": str(len(answer.body))}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "HEAD":
-                return
-            for at in range(len(answer.body) if answer.trickle else 0):
-                time.sleep(answer.seconds)
-                self.wfile.write(answer.body[at : at + 1])
-                self.wfile.flush()
-            if not answer.trickle:
-                self.wfile.write(answer.body)
-
-        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = do_CONNECT = _pass
-
-        @override
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Server(http.server.ThreadingHTTPServer):
-        daemon_threads = True
-        block_on_close = False  # a client may keep its connection
-        address_family = socket.AF_INET
-
-        @override
-        def handle_error(self, *_: object) -> None:
-            pass  # a client that broke off
-
-    server = Server(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), _Handler)
     running = Gate(f"http://127.0.0.1:{server.server_address[1]}")
+    server.gate, server.upstream = running, upstream
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield running

@@ -6,10 +6,12 @@ import pickle
 import time
 from typing import TYPE_CHECKING
 
+import anndata as ad
+import numpy as np
 import pytest
 from zarr.core.buffer import default_buffer_prototype
 
-from lobster_zarr import errors
+from lobster_zarr import cli, errors
 from lobster_zarr.address import Address
 from lobster_zarr.location import Access
 from lobster_zarr.store import open_file, open_store, run
@@ -209,7 +211,7 @@ def test_a_wrong_region_is_found_once(abroad, region):
     [
         lambda store: get(store, "absent"),
         lambda store: run(store.exists("absent")),
-        lambda store: names(store),
+        names,
         lambda store: run(store.delete("absent")),
         lambda store: run(store.delete_dir("absent")),
         lambda store: run(store.set_if_not_exists("k", PROTOTYPE.buffer.from_bytes(b"x"))),
@@ -315,3 +317,62 @@ def test_an_endpoint_that_is_no_s3(before, hasty, answer):
     before.rule = lambda _: answer
     with pytest.raises(errors.NetworkError, match="endpoint_url"):
         names(open_store("s3://lab/x", hasty))
+
+
+# The command line
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the command line with keys in the environment: its status, and what it says."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
+
+    def run_command(*words: object) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["lobster-zarr", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, capsys.readouterr().err
+
+    return run_command
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Answer(403, xml("AccessDenied")), ["s3:GetObject on arn:aws:s3:::lab/x.zarr", "aws sts get-caller-identity"]),
+        (Answer(400, xml("ExpiredToken")), ["ExpiredToken", "aws sso login"]),
+        (Answer(403, xml("SignatureDoesNotMatch")), ["key, secret and the clock", "aws sts get-caller-identity"]),
+        (Answer(404, xml("NoSuchBucket")), ["aws s3 ls s3://lab"]),
+        (Answer(301, xml("PermanentRedirect")), ["aws s3api get-bucket-location --bucket lab"]),
+        (Answer(503, xml("SlowDown")), ["503 SlowDown", "max_attempts"]),
+        (Answer(405), ["endpoint_url"]),
+    ],
+)
+def test_a_refusal_is_one_line_with_the_remedy_and_status_2(command, before, answer, words):
+    before.rule = lambda _: answer
+    status, said = command("info", "s3://lab/x.zarr", "--endpoint-url", before.endpoint)
+    assert (status, said.count("\n")) == (2, 1)
+    assert not [word for word in words if word not in said], said
+
+
+def test_no_credentials_is_one_line_too(command, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    status, said = command("info", "s3://lab/x.zarr")
+    assert (status, said.count("\n")) == (2, 1)
+    assert "aws configure" in said
+    assert "aws sts get-caller-identity" in said
+
+
+def test_convert_places_objects(command, s3, tmp_path):
+    ad.AnnData(np.ones((4, 2), np.float32)).write_h5ad(tmp_path / "a.h5ad")
+    options = ["--sse", "aws:kms", "--sse-kms-key-id", KMS, "--storage-class", "INTELLIGENT_TIERING"]
+    uri = s3.bucket("by-command") + "/a.zarr"
+    status, said = command("convert", tmp_path / "a.h5ad", uri, "--endpoint-url", s3.endpoint, *options)
+    assert (status, said) == (0, "")
+    written = s3.client().list_objects_v2(Bucket="by-command")["Contents"]
+    heads = [s3.client().head_object(Bucket="by-command", Key=one["Key"]) for one in written]
+    assert {(head["SSEKMSKeyId"], head["StorageClass"]) for head in heads} == {(KMS, "INTELLIGENT_TIERING")}
+    status, said = command("convert", tmp_path / "a.h5ad", uri, "--storage-class", "GLACIER", "--overwrite")
+    assert (status, said.count("\n")) == (2, 1)
+    assert "GLACIER_IR" in said

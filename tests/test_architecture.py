@@ -117,11 +117,11 @@ RINGS: dict[int, set[str]] = {
         "write",
         "commit",
     }
-    | {"transfer", "listing"}  # whole files
+    | {"transfer", "listing", "removal"}  # whole files
     | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
     7: {"__init__", "__main__", "cli", "output", "display", "demo", "bucket", "lobster"}
-    | {"backends", "backend", "datafile", "answer", "workspace"}  # edges
-    | {"lobster_adapter", "lobster_files", "lobster_record", "lobster_workspace"},  # and the rooms of the plug-in for Lobster AI
+    | {"backends", "backend", "kinds", "rooted", "documented", "datafile", "facts", "answer", "workspace"}  # edges
+    | {"lobster_adapter", "lobster_files", "lobster_record", "lobster_workspace"},  # rooms of the Lobster AI plug-in
 }
 RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules}
 
