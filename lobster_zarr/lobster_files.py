@@ -11,6 +11,7 @@ import mudata
 from lobster.core.interfaces.backend import IDataBackend
 
 from lobster_zarr.backend import StorageBackend
+from lobster_zarr.documented import saving
 from lobster_zarr.location import Access
 from lobster_zarr.packing import pack, pack_mudata, unpack
 
@@ -42,7 +43,9 @@ class ZarrDataBackend(StorageBackend, IDataBackend):  # type: ignore[misc]  # it
     @override
     def save(self, data: ad.AnnData | mudata.MuData, path: str | os.PathLike[str], **options: Any) -> None:
         """Save an AnnData or a MuData: see :meth:`StorageBackend.save`. What is passed is not changed."""
-        super().save(pack_mudata(data) if isinstance(data, mudata.MuData) else pack(data), path, **options)
+        with saving():
+            packed = pack_mudata(data) if isinstance(data, mudata.MuData) else pack(data)
+        super().save(packed, path, **options)
 
     @override
     def load(self, path: str | os.PathLike[str], **options: Any) -> Any:

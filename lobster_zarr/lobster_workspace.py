@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime as dt
 import posixpath
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, override
@@ -25,8 +24,9 @@ from lobster_zarr.lobster_files import ZarrDataBackend
 from lobster_zarr.lobster_record import ATTRIBUTE, ListedModality, Listing, record_of
 from lobster_zarr.location import check_key
 from lobster_zarr.multimodal import open as open_dataset
-from lobster_zarr.place import is_s3
 from lobster_zarr.packing import PACKED, pack, unpacked_uns
+from lobster_zarr.place import is_s3, place
+from lobster_zarr.removal import remove
 from lobster_zarr.store import display_uri, is_local, open_store, run
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ class ZarrModalityBackend(WorkspaceModalityBackend):  # type: ignore[misc]  # as
         check_key(name)
         return str(Path(self.uri, name + SUFFIX)) if is_local(self.uri) else posixpath.join(self.uri, name + SUFFIX)
 
-    def _store(self, name: str, *, read_only: bool = True) -> Store:
-        return open_store(self.locate(name), self._options.given(), read_only=read_only)
+    def _store(self, name: str) -> Store:
+        return open_store(self.locate(name), self._options.given())
 
     def _names(self) -> list[str]:
         if is_local(self.uri) and not Path(self.uri).exists():
@@ -289,12 +289,7 @@ class ZarrModalityBackend(WorkspaceModalityBackend):  # type: ignore[misc]  # as
         """
         if not self.exists(name):
             raise self._missing(name)
-        store = self._store(name, read_only=False)
-        for root in ROOTS:
-            run(store.delete(root))
-        run(store.delete_dir(""))
-        if is_local(self.uri):
-            shutil.rmtree(self.locate(name), ignore_errors=True)  # folders, that are empty by now
+        remove(place(self.locate(name)), self._options.given())
 
     @override
     def exists(self, name: str) -> bool:
