@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast, override
+from typing import TYPE_CHECKING, Any, override
 
 import numpy as np
 import polars as pl
@@ -17,11 +17,11 @@ from lobster.core.adapters.base import BaseAdapter
 from lobster_zarr.address import KeptOptions
 from lobster_zarr.dataset import Dataset
 from lobster_zarr.errors import InvalidArgumentError, NotFoundError, UnsupportedError, did_you_mean
+from lobster_zarr.lobster_files import ZarrDataBackend
 from lobster_zarr.location import Location, display_uri
 from lobster_zarr.multimodal import open as open_dataset
 from lobster_zarr.packing import unpack
 from lobster_zarr.predicate import evaluate, parse, to_polars
-from lobster_zarr.rawfile import open_file
 
 if TYPE_CHECKING:
     import anndata as ad
@@ -89,7 +89,7 @@ class ZarrAdapter(BaseAdapter):  # type: ignore[misc]  # its package is not ther
         if not isinstance(source, str | os.PathLike):
             return _subset(_in_memory(source), options)
         _check_source(source)
-        if display_uri(source).lower().endswith((".h5ad", ".h5")):
+        if display_uri(source).lower().endswith(".h5ad"):
             return self._from_file(source, options)
         opened = open_dataset(source, self._options.given())
         modality = options.get("modality")
@@ -104,14 +104,10 @@ class ZarrAdapter(BaseAdapter):  # type: ignore[misc]  # its package is not ther
         return select(opened, options)
 
     def _from_file(self, source: str | os.PathLike[str], options: Mapping[str, Any]) -> ad.AnnData:
-        import anndata as ad
-
         if options.get("modality") is not None:
             msg = f"{display_uri(source)} is an .h5ad; modality={options['modality']!r} is for a MuData store."
             raise InvalidArgumentError(msg)
-        with open_file(source, self._options.given()) as file:
-            whole: ad.AnnData = ad.read_h5ad(cast("Any", file))  # it reads file objects, too
-        return _subset(unpack(whole), options)
+        return _subset(ZarrDataBackend(None, self._options.given()).load(source), options)
 
     @override
     def get_supported_formats(self) -> list[str]:
