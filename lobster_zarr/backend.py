@@ -24,7 +24,7 @@ from lobster_zarr.multimodal import open as open_dataset
 from lobster_zarr.place import name, suffix
 from lobster_zarr.rooted import Rooted
 from lobster_zarr.s3client import missing
-from lobster_zarr.wholefile import whole_file
+from lobster_zarr.wholefile import make_folder, whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -93,9 +93,7 @@ class StorageBackend(Rooted):
             raise FormatError(f"{where} ends in {ending or 'nothing'!r}; expected one of {known}.{others}")
         return ending
 
-    # ------------------------------------------------------------ load and save
-
-    def load(  # noqa: PLR0913 - as documented
+    def load(
         self,
         path: PathLike,
         *,
@@ -218,7 +216,7 @@ class StorageBackend(Rooted):
     def _checked(self, data: Any) -> Any:
         """Refuse what is not of this backend's kind."""
         several = isinstance(data, MultimodalDataset | mudata.MuData)
-        if not several and not hasattr(data, "obs"):
+        if not hasattr(data, "obs"):
             raise InvalidArgumentError(f"a {type(data).__name__} is no AnnData or MuData, expected one of them.")
         self._check_kind(several=several, what=getattr(data, "uri", f"the {type(data).__name__}"))
         return data
@@ -253,7 +251,7 @@ class StorageBackend(Rooted):
     def _outgoing(self, at: Location, callback: Callback | None = None) -> Iterator[Path]:
         """Give a path to write a file to, that is brought where it belongs at the end of the block."""
         if at.scheme == "file":
-            yield Path(at.root)
+            yield make_folder(Path(at.root))
             return
         if at.scheme != "s3":
             raise UnsupportedError(f"Cannot write the file {at}, expected s3:// or a local path.")
@@ -262,8 +260,6 @@ class StorageBackend(Rooted):
             yield path
             options = self._storage_options(at)
             transfer.upload(path, str(at), options, parts=self.parts, callback=callback, progress=self.progress)
-
-    # ------------------------------------------------------------ ask
 
     def query(self, path: PathLike, query: str, output_format: str = "parquet", output: PathLike | None = None) -> Any:
         """Answer an SQL query about cells; of a store only what it needs is read.
@@ -313,8 +309,6 @@ class StorageBackend(Rooted):
             datafile.stored(file) if output_format == "anndata" else datafile.tables(file) as data,
         ):
             return _answered(data, query, output_format)
-
-    # ------------------------------------------------------------ find, describe, delete
 
     def exists(self, path: PathLike) -> bool:
         """Whether there is a file or store.

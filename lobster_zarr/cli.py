@@ -19,6 +19,7 @@ import typer
 
 from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
 from lobster_zarr.output import OUTPUTS, TABLES, check_kind, check_output, save
+from lobster_zarr.wholefile import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -80,7 +80,7 @@ def is_mudata(path: Path) -> bool:
 
 
 def write_file(data: Annotated, path: Path, compression: str | None, compression_opts: int | None) -> None:
-    """Write a file, which appears under its name only when it is whole; missing folders are made.
+    """Write a file, which appears under its name only when it is whole.
 
     Parameters
     ----------
@@ -99,14 +99,13 @@ def write_file(data: Annotated, path: Path, compression: str | None, compression
         The disk refused.
     """
     options = compression_options(compression, compression_opts)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(data, mudata.MuData):
         # mudata's own writer would make text categorical.
         with stored(data) as staged:
             chosen: Any = compression or "none"
             export(staged, path, compression=chosen, compression_opts=compression_opts, overwrite=True, progress=False)
         return
-    with whole_file(path) as part, ad.settings.override(allow_write_nullable_strings=True):
+    with whole_file(path) as part:
         try:
             data.write_h5ad(part, convert_strings_to_categoricals=False, **options)
         except (OSError, MemoryError):

@@ -38,7 +38,7 @@ class Rooted:
         self.bucket: str | None = None
         self._options: dict[str, Any] | None = None
 
-    def configure_s3(  # noqa: PLR0913 - as documented
+    def configure_s3(
         self,
         bucket: str,
         region: str | None = None,

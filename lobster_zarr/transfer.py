@@ -19,7 +19,7 @@ from lobster_zarr.place import place
 from lobster_zarr.refusal import DELETE, READ, WRITE, refused_by_system
 from lobster_zarr.report import Progress, positive
 from lobster_zarr.s3client import missing, payer, s3_client
-from lobster_zarr.wholefile import whole_file
+from lobster_zarr.wholefile import make_folder, whole_file
 
 if TYPE_CHECKING:
     import os
@@ -220,8 +220,7 @@ def download(
     with s3_client(where, access, READ) as client:
         head = _head(client, where, access)
         size = head["ContentLength"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with bars.phase(f"Download {target.name}", size, "B") as advance, whole_file(target) as part:
+        with bars.phase(f"Download {target.name}", size, "B") as advance, whole_file(make_folder(target)) as part:
             tally = ProgressCallbackInvoker(_Tally(size, advance, callback))
             config = cut.config(threshold_bytes=cut.part_bytes)
             try:

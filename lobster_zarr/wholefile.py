@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from lobster_zarr.errors import LobsterZarrError, StorageError
+from lobster_zarr.errors import AccessDeniedError, LobsterZarrError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def whole_file(out: Path) -> Iterator[Path]:
-    """Give a path to write to; the file appears under its name only when it is whole."""
+    """Give a path to write to; the file appears under its name only when it is whole.
+
+    Raises
+    ------
+    StorageError, AccessDeniedError
+        The system refused, whatever in the block asked it.
+    """
     part = out.with_name(f".{out.name}.part")
     try:
         yield part
@@ -22,8 +28,21 @@ def whole_file(out: Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, LobsterZarrError):
             raise
-        msg = f"cannot write {out}: {error.strerror or error}. Check the folder and the space on the disk."
-        raise StorageError(msg) from error
+        raise _refused(out, error) from error
     finally:
         with suppress(FileNotFoundError, NotADirectoryError):  # of the second the user is being told
             part.unlink()
+
+
+def make_folder(path: Path) -> Path:
+    """Make the folder that a path lies in, where there is none; return the path. Errors as of `whole_file`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(path, error) from error
+    return path
+
+
+def _refused(path: Path, error: OSError) -> StorageError:
+    kind = AccessDeniedError if isinstance(error, PermissionError) else StorageError
+    return kind(f"cannot write {path}: {error.strerror or error}. Check the folder and the space on the disk.")

@@ -120,7 +120,7 @@ class DataManager:
         self.get_modality(name)
         del self.modalities[name]
 
-    def load_modality(  # noqa: PLR0913 - as documented
+    def load_modality(
         self,
         path: PathLike,
         modality_name: str | None = None,
