@@ -18,15 +18,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from oracle import assert_equal, sliced, stored
+from test_convert import counted
+from test_docs import read_blocks, reader, run_blocks  # noqa: F401 - reader is a fixture
+from test_packing import PROVENANCE, same
 
 import lobster_zarr as lz
 from lobster_zarr.errors import InvalidArgumentError, InvalidPredicateError, NotFoundError, UnsupportedError
 from lobster_zarr.layout import MARKER
 from lobster_zarr.packing import PACKED
-from tests.oracle import assert_equal, sliced, stored
-from tests.test_convert import counted
-from tests.test_docs import read_blocks, reader, run_blocks  # noqa: F401 - reader is a fixture
-from tests.test_packing import PROVENANCE, same
 
 pytest.importorskip("lobster", reason="the extra 'lobster' is not installed")
 
