@@ -70,3 +70,36 @@ class Address:
     def is_shared(self) -> bool:
         """Whether another process can reach it at all."""
         return Location.of(self.uri).scheme != "memory"
+
+
+class KeptOptions:
+    """`storage_options` for an object that lives long: its text and pickle hold no secrets.
+
+    Parameters
+    ----------
+    storage_options
+        As for `lobster_zarr.open`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        An unknown option.
+    """
+
+    def __init__(self, storage_options: Mapping[str, Any] | None = None) -> None:
+        Access.of(storage_options)
+        self._given = dict(storage_options or {})
+
+    def given(self) -> dict[str, Any]:
+        """Return the options, secrets included."""
+        return dict(self._given)
+
+    def __repr__(self) -> str:
+        return f"KeptOptions({sorted(self._given)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _borrowed, (Address.of("memory://options", self._given),)
+
+
+def _borrowed(address: Address) -> KeptOptions:
+    return KeptOptions(address.borrow()[1])

@@ -86,6 +86,7 @@ class Commit:
         self.store: Store = open_store(uri, storage_options, read_only=False)
         self.overwrite = overwrite
         self.replaced = ""
+        self.attributes: dict[str, Any] = {}  # further ones, of the root group
         self.n_objects = 0
         self.stored_bytes = 0
         self._room_bytes = NOTED_OBJECTS
@@ -295,7 +296,7 @@ class Commit:
         root = {
             "zarr_format": 3,
             "node_type": "group",
-            "attributes": dict(attributes),
+            "attributes": self.attributes | dict(attributes),
             "consolidated_metadata": _consolidated(self._nodes),
         }
         payload = _dump(root)

@@ -47,6 +47,7 @@ def convert(  # noqa: PLR0913 - the public contract
     progress: bool = True,
     client: Client | Literal[False] | None = None,
     axis: Axis | None = None,
+    attributes: Mapping[str, Any] | None = None,
 ) -> ConversionReport:
     """Convert an AnnData or a MuData to a chunked Zarr store.
 
@@ -89,6 +90,8 @@ def convert(  # noqa: PLR0913 - the public contract
     axis
         Of a dict of modalities, what they share: 0, cells (as None has it); 1, genes;
         -1, both.
+    attributes
+        Further attributes of the store's root, as JSON holds them; readers pass over those they do not know.
 
     Returns
     -------
@@ -124,6 +127,7 @@ def convert(  # noqa: PLR0913 - the public contract
             staged = multimodal.prepare()
             crews = _crews(client, opened, dest, storage_options)
             with Commit(os.fspath(dest), storage_options, overwrite=overwrite) as commit:
+                commit.attributes |= attributes or {}
                 multimodal.write(commit, staged, crews)
             peak = max((crew.peak_memory_bytes for crew in crews.values() if crew), default=0)
             return _report(multimodal, commit, peak, display_uri(dest), time.perf_counter() - started)
@@ -134,6 +138,7 @@ def convert(  # noqa: PLR0913 - the public contract
         elements = job.prepare()
         crew = _crew(client, None if opened.is_in_memory else source, dest, storage_options)
         with Commit(os.fspath(dest), storage_options, overwrite=overwrite) as commit, crew or nullcontext():
+            commit.attributes |= attributes or {}
             job.write(commit, elements, crew)
         peak = crew.peak_memory_bytes if crew else 0
         return _report(job, commit, peak, display_uri(dest), time.perf_counter() - started)

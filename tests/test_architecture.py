@@ -98,6 +98,7 @@ RINGS: dict[int, set[str]] = {
         "aggregate",
         "xarrays",
         "fingerprint",
+        "packing",
     }  # what a caller holds
     | {
         "convert",
@@ -119,7 +120,8 @@ RINGS: dict[int, set[str]] = {
     | {"transfer", "listing", "removal"}  # whole files
     | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
     7: {"__init__", "__main__", "cli", "output", "display", "demo", "bucket", "lobster"}
-    | {"backends", "backend", "kinds", "rooted", "documented", "datafile", "facts", "answer", "workspace"},  # edges
+    | {"backends", "backend", "kinds", "rooted", "documented", "datafile", "facts", "answer", "workspace"}  # edges
+    | {"lobster_adapter", "lobster_files", "lobster_record", "lobster_workspace"},  # rooms of the Lobster AI plug-in
 }
 RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules}
 
@@ -147,6 +149,7 @@ LAZY = [
     "dask",
     "distributed",
     "h5py",
+    "lobster",
     "moto",
     "mudata",
     "s3fs",

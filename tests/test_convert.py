@@ -147,8 +147,11 @@ def test_an_anndata_zarr_on_s3_to_memory(s3: S3Server, tmp_path: Path) -> None:
 
 
 @contextmanager
-def counted(endpoint: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Put a proxy before a server; give its endpoint and the log of (method, path) that passed."""
+def counted(endpoint: str, answers: list[int] | None = None) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Put a proxy before a server; give its endpoint and the log of (method, path) that passed.
+
+    The bytes of each answer are added to `answers`.
+    """
     log: list[tuple[str, str]] = []
     upstream = endpoint.removeprefix("http://")
 
@@ -162,6 +165,8 @@ def counted(endpoint: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
             connection.request(self.command, self.path, body, dict(self.headers))
             answer = connection.getresponse()
             content = answer.read()
+            if answers is not None:
+                answers.append(len(content))
             connection.close()
             self.send_response_only(answer.status)
             own = {"connection", "transfer-encoding", "content-length"}
