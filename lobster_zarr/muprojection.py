@@ -52,9 +52,11 @@ def projections(data: MultimodalReader, elements: Mapping[str, Any]) -> dict[str
                 if name not in data.modalities:
                     msg = f"{field} names {name!r}, which is no modality.{did_you_mean(name, data.modalities)}"
                     raise NotFoundError(f"{msg} It has: {list(data.modalities)}")
+            _check_flags(field, given.values())
             for owner, own in given.items():
                 chosen[owner][field] = own if field in FLAGS else _own(data, field, own, [owner])[owner]
             continue
+        _check_flags(field, [given])
         split = dict.fromkeys(chosen, given) if field in FLAGS else _own(data, field, given, list(chosen))
         for owner, own in split.items():
             chosen[owner][field] = own
@@ -64,6 +66,13 @@ def projections(data: MultimodalReader, elements: Mapping[str, Any]) -> dict[str
         if whole.get(group) is None:
             whole[group] = _members(data, WHOLE, group)
     return {WHOLE: Projection(**whole), **{name: Projection(**own) for name, own in chosen.items()}}
+
+
+def _check_flags(field: str, given: Iterable[Any]) -> None:
+    for value in given:
+        if field in FLAGS and not isinstance(value, bool):
+            msg = f"{field} is {value!r}; expected true or false, or a dict of modality to these."
+            raise InvalidArgumentError(msg)
 
 
 def _own(data: MultimodalReader, field: str, given: Any, owners: Sequence[str]) -> dict[str, list[str] | None]:

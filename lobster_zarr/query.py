@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lobster_zarr import aggregate, xarrays
+from lobster_zarr._clause import short
 from lobster_zarr.assemble import release
 from lobster_zarr.blocks import BLOCK_BYTES, Block
 from lobster_zarr.client import client_for
@@ -62,7 +63,8 @@ class Selection:
 
     def __repr__(self) -> str:
         asked = self._reading
-        return f"Selection(obs={asked.obs!r}, var={asked.var!r}, order={asked.order!r}) of {self.uri}"
+        shown = f"obs={short(repr(asked.obs))}, var={short(repr(asked.var))}, order={asked.order!r}"
+        return f"Selection({shown}) of {self.uri}"
 
     def count(self) -> int:
         """Count the cells. Reads the columns and genes that the predicate names, nothing else."""

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 SORTED: dict[str, Any] = {
     "stored": (),
     "sorted by a modality": ["rna:cell_type"],
-    "sorted by the whole": ["batch", "prot:n_counts"],
     "each sorted by its own": {"rna": ["cell_type"], "prot": ["n_counts"]},
 }
 
@@ -311,6 +310,7 @@ def test_a_dataset_and_a_selection_travel(opened: tuple[Any, mudata.MuData]) -> 
         ({"obsm": 3}, "expected a list"),
         ({"modalities": ["rnaa"]}, "Did you mean 'rna'"),
         ({"layer": []}, "Did you mean 'layers'"),
+        ({"X": ["rna"]}, "true or false"),
         ({"var": {"rna": [], "port": []}}, "Did you mean 'prot'"),
     ],
 )
