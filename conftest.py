@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: half of the time tests wait for servers and timers."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="session", autouse=True)
 def aws_of_nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test sees, or uses, the credentials of whoever runs it."""
