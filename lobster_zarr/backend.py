@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -165,7 +166,7 @@ class StorageBackend(Rooted):
         callback: Callback | None = None,
         **options: Any,
     ) -> None:
-        """Save a file or store; what was there is replaced. What is lazy is read first.
+        """Save a file or store; what was there is replaced. What is lazy or backed is read first.
 
         Parameters
         ----------
@@ -195,6 +196,8 @@ class StorageBackend(Rooted):
         data = datafile.in_memory(self._checked(data))
         with saving():
             if form == "zarr":
+                for given in options.keys() - signature(convert).parameters.keys():
+                    _refuse(given, given, "no store; expected an option of lobster_zarr.convert")
                 settings = {"progress": self.progress, **options}
                 convert(data, str(at), overwrite=overwrite, storage_options=self._storage_options(at), **settings)
                 return
@@ -382,7 +385,6 @@ class StorageBackend(Rooted):
 
 
 def _other_backend(form: str) -> str:
-    """Say who takes what a backend does not."""
     takers = {"h5ad": "H5ADBackend", "h5mu": "MuDataBackend"}
     return f" {takers[form]} does." if form in takers else ""
 

@@ -6,6 +6,7 @@ space for the length of the question. Must not know where files come from.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from lobster_zarr.errors import FormatError, LobsterZarrError, UnsupportedError
 from lobster_zarr.export import export
 from lobster_zarr.h5ad import compression_options
 from lobster_zarr.location import Location
+from lobster_zarr.mulazy import LazyMuData
 from lobster_zarr.multimodal import open as open_dataset
 from lobster_zarr.refusal import READ, refused_by_system
 from lobster_zarr.s3client import missing
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from lobster_zarr.multimodal import MultimodalDataset
 
     type Annotated = ad.AnnData | mudata.MuData
+
+_ALIGNED = ("layers", "obsm", "varm", "obsp", "varp")
 
 
 def read_file(path: Path, *, backed: bool = False) -> Annotated:
@@ -111,7 +115,8 @@ def write_file(data: Annotated, path: Path, compression: str | None, compression
         except (OSError, MemoryError):
             raise
         except Exception as error:
-            msg = f"cannot write {path}: {error}. Change or remove what is named, then save again."
+            what = "; ".join([str(error), *getattr(error, "__notes__", ())])  # anndata notes which element it was
+            msg = f"cannot write {path}: {what}. Change or remove what is named, then save again."
             raise UnsupportedError(msg) from error
 
 
@@ -145,8 +150,22 @@ def tables(path: Path) -> Iterator[Dataset | MultimodalDataset]:
 
 
 def in_memory(data: Annotated) -> Annotated:
-    """Return what can be written: something lazy is read first."""
-    parts = data.mod.values() if isinstance(data, mudata.MuData) else [data]
-    lazy = not all(isinstance(part.obs, pd.DataFrame) for part in parts)
-    found: Annotated = data.to_memory() if lazy else data
-    return found
+    """Return what can be written: something lazy or backed is read first, as what is written may replace it."""
+    if not isinstance(data, mudata.MuData):
+        return data.to_memory() if _elsewhere(data) else data
+    if not any(_elsewhere(part) for part in data.mod.values()):
+        return data
+    if isinstance(data, LazyMuData):
+        return data.to_memory()
+    msg = "the MuData holds modalities that are lazy or backed; read them first, with to_memory() of each."
+    raise UnsupportedError(msg)
+
+
+def _elsewhere(data: ad.AnnData) -> bool:
+    """Whether values are still where the object was opened from."""
+    if data.isbacked:
+        return True
+    if not all(isinstance(table, pd.DataFrame) for table in (data.obs, data.var)):
+        return True
+    matrices = itertools.chain([data.X], *(getattr(data, name).values() for name in _ALIGNED))
+    return any(hasattr(matrix, "__dask_graph__") for matrix in matrices)

@@ -40,7 +40,7 @@ def exists(where: Location, options: Mapping[str, Any] | None) -> bool:
         The storage does not say.
     """
     if where.scheme == "file" and suffix(where) != STORE_SUFFIX:
-        return Path(where.root).exists()
+        return Path(where.root).is_file()
     try:
         of(where, options)
     except (NotFoundError, FileNotFoundError):

@@ -106,6 +106,7 @@ def _s3_level(client: Any, where: Location, options: Mapping[str, str]) -> Level
             folders += [entry["Prefix"].removeprefix(prefix).rstrip("/") for entry in page.get("CommonPrefixes", ())]
         if not files and not folders and prefix:
             raise NotFoundError(f"There is nothing below {where}. Check the path.")
-        return [name for name in files if name], folders  # a console's folder is an object without a name
+        # A console's folder is an object without a name; a key with "//", a folder without one, which no path names.
+        return [name for name in files if name], [name for name in folders if name]
 
     return level

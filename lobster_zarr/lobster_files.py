@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, override
 import mudata
 from lobster.core.interfaces.backend import IDataBackend
 
+from lobster_zarr.address import KeptOptions
 from lobster_zarr.backend import StorageBackend
 from lobster_zarr.documented import saving
-from lobster_zarr.location import Access
 from lobster_zarr.packing import pack, pack_mudata, unpack
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ class ZarrDataBackend(StorageBackend, IDataBackend):  # type: ignore[misc]  # it
         self, base: str | os.PathLike[str] | None = None, storage_options: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(base, progress=False)
-        Access.of(storage_options)
-        self._options = dict(storage_options or {})
+        self._options = KeptOptions(storage_options)
 
     @override
     def save(self, data: ad.AnnData | mudata.MuData, path: str | os.PathLike[str], **options: Any) -> None:

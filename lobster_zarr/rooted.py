@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lobster_zarr.address import Address
+from lobster_zarr.address import KeptOptions
 from lobster_zarr.errors import InvalidArgumentError
 from lobster_zarr.location import Access, Location, display_uri
 from lobster_zarr.place import is_s3, place
@@ -36,7 +36,7 @@ class Rooted:
     def __init__(self, base_path: PathLike | None = None) -> None:
         self.base_path = None if base_path is None else os.fspath(base_path)
         self.bucket: str | None = None
-        self._options: dict[str, Any] | None = None
+        self._options: KeptOptions | None = None
 
     def configure_s3(
         self,
@@ -78,13 +78,13 @@ class Rooted:
         }
         options = storage_options | {key: value for key, value in named.items() if value is not None}
         Access.of(options).check_endpoint()
-        self.bucket, self._options = bucket, options
+        self.bucket, self._options = bucket, KeptOptions(options)
         logger.info("S3 bucket %s is configured", bucket)
 
     @property
     def s3_config(self) -> dict[str, Any]:
         """What is configured; secrets are masked."""
-        access = Access.of(self._options)
+        access = Access.of(self._options.given() if self._options else None)
         shown = access.public()
         endpoint = shown.pop("endpoint_url")
         masked = {
@@ -101,15 +101,6 @@ class Rooted:
         base = None if self.base_path is None else display_uri(self.base_path)
         return f"{type(self).__name__}(base_path={base!r}, bucket={self.bucket!r})"
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = vars(self).copy()
-        options = state.pop("_options")
-        return {**state, "_address": None if options is None else Address.of(f"s3://{self.bucket}", options)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        address = state.pop("_address")
-        self.__dict__.update(state, _options=None if address is None else address.borrow()[1])
-
     def _is_s3_path(self, path: PathLike) -> bool:
         """Whether a path is an S3 URI by itself."""
         return is_s3(path)
@@ -119,7 +110,7 @@ class Rooted:
         return place(path, bucket if self.base_path is None else self.base_path)
 
     def _storage_options(self, where: Location) -> dict[str, Any] | None:
-        return self._options if where.scheme == "s3" else None
+        return self._options.given() if self._options and where.scheme == "s3" else None
 
     def validate_path(self, path: PathLike) -> str | Path:
         """Return where a path lies: a local one absolute, any other as a URI.

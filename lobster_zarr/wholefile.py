@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
-from lobster_zarr.errors import AccessDeniedError, LobsterZarrError, StorageError
+from lobster_zarr.errors import AccessDeniedError, InvalidArgumentError, LobsterZarrError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,10 +19,14 @@ def whole_file(out: Path) -> Iterator[Path]:
 
     Raises
     ------
+    InvalidArgumentError
+        The path is a folder's.
     StorageError, AccessDeniedError
         The system refused, whatever in the block asked it.
     """
-    part = out.with_name(f".{out.name}.part")
+    if out.is_dir():
+        raise InvalidArgumentError(f"cannot write {out}: it is a folder, expected the path of a file in it.")
+    part = out.with_name(f".{out.name}.{uuid4().hex[:8]}.part")  # of its own, where several write to one name
     try:
         yield part
         part.replace(out)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import logging
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +75,7 @@ def test_the_configuration_is_kept_and_shows_no_secret(caplog: pytest.LogCapture
     assert {backend.s3_config[name] for name in SECRETS} == {"***"}
     again = pickle.loads(pickle.dumps(backend))  # noqa: S301 - written one line before
     assert again.s3_config == backend.s3_config
-    assert again._options["secret"] == SECRETS["secret_key"]  # borrowed from this process
+    assert again._options.given()["secret"] == SECRETS["secret_key"]  # borrowed from this process
     shown = [repr(backend), str(backend.s3_config), str(backend.get_storage_info()), caplog.text]
     for secret in SECRETS.values():
         assert all(secret not in text for text in shown)
@@ -190,7 +192,7 @@ def test_of_a_store_only_the_part_is_read(s3: S3Server) -> None:
         listed = s3.client().list_objects_v2(Bucket="backend-share", Prefix="team/atlas.zarr/")["Contents"]
         total = sum(entry["Size"] for entry in listed)
         assert total > 5_000_000
-        opened = lz.open("s3://backend-share/team/atlas.zarr", b._options)
+        opened = lz.open("s3://backend-share/team/atlas.zarr", b._options.given())
         opened.query("cell_type == 'type 7'").to_memory()
         assert opened.stats.n_bytes < total / 10
 
@@ -498,7 +500,7 @@ def test_an_answer_is_written_where_it_is_wanted(asked: Any, tmp_path: Path, rem
     if output_format == "anndata":
         assert_equal(asked.load(out), t_cells(stored(cells())))
     else:
-        local = transfer.download(out, tmp_path / "t", asked._options) if remote else out
+        local = transfer.download(out, tmp_path / "t", asked._options.given()) if remote else out
         assert local.read_bytes() == asked.query("a.zarr", WHOLE, output_format)
 
 
@@ -536,3 +538,106 @@ def test_what_cannot_be_answered_is_said(asked: Any, tmp_path: Path) -> None:
 
 def test_a_frame_of_polars_has_the_types_of_the_store(asked: Any) -> None:
     assert asked.query("a.zarr", "SELECT obs", "polars").schema["n_counts"] == pl.Float32
+
+
+# ---------------------------------------------------------------- what a user's mistake must not cost
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_folder_that_is_no_store_is_not_deleted(s3: S3Server, tmp_path: Path, remote: bool) -> None:
+    s3.bucket("backend-keep")
+    if remote:
+        backend = configured(s3, "backend-keep")
+        s3.client().put_object(Bucket="backend-keep", Key="notes.zarr/mine.txt", Body=b"x")
+    else:
+        backend = H5ADBackend(tmp_path, progress=False)
+        (tmp_path / "notes.zarr").mkdir()
+        (tmp_path / "notes.zarr" / "mine.txt").write_text("x")
+    with pytest.raises(errors.ConflictError, match=r"holds no store \(found mine.txt"):
+        backend.delete("notes.zarr")
+    assert len(backend.list_files("notes.zarr")) == 1
+    backend.save(cells(20), "a.zarr")
+    backend.save(cells(20), "a.zarr2.zarr")
+    backend.delete("a.zarr")
+    assert (backend.exists("a.zarr"), backend.exists("a.zarr2.zarr")) == (False, True)
+
+
+def test_of_a_link_the_link_is_deleted(tmp_path: Path) -> None:
+    backend = H5ADBackend(tmp_path, progress=False)
+    backend.save(cells(20), "real.zarr")
+    (tmp_path / "link.zarr").symlink_to("real.zarr")
+    backend.delete("link.zarr")
+    assert not (tmp_path / "link.zarr").is_symlink()
+    assert backend.load("real.zarr").n_obs == 20
+
+
+@pytest.mark.parametrize("name", ["a.h5ad", "b.h5ad", "b.zarr"])
+def test_what_is_backed_is_saved_also_over_itself_and_stays_of_use(tmp_path: Path, name: str) -> None:
+    adata, backend = cells(20), H5ADBackend(tmp_path, progress=False)
+    del adata.uns["cell_type_colors"]  # a list comes back as an array
+    backend.save(adata, "a.h5ad")
+    backed = backend.load("a.h5ad", backed=True)
+    backend.save(backed, name)
+    assert_equal(backend.load(name), adata)
+    assert backed.filename == tmp_path / "a.h5ad"
+    assert_equal(backed.to_memory(), adata)
+    backed.file.close()
+
+
+@pytest.mark.parametrize("name", ["a.zarr", "b.h5ad"])
+def test_a_lazy_matrix_beside_tables_in_memory_is_saved(tmp_path: Path, name: str) -> None:
+    adata, backend = cells(20), H5ADBackend(tmp_path, progress=False)
+    backend.save(adata, "a.zarr")
+    lazy = backend.load("a.zarr", lazy=True)
+    backend.save(ad.AnnData(lazy.X, obs=adata.obs.copy(), var=adata.var.copy()), name)
+    assert (backend.load(name).X != adata.X).nnz == 0
+
+
+def test_a_lazy_mudata_is_saved_also_over_itself(tmp_path: Path) -> None:
+    backend, data = MuDataBackend(tmp_path, progress=False), stored_mudata(citeseq())
+    backend.save(data, "m.zarr")
+    backend.save(backend.load("m.zarr", lazy=True), "m.zarr")
+    assert_mudata_equal(backend.load("m.zarr"), data)
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    adata = cells(20)
+    adata.uns["steps"] = [{"name": "a"}]
+    with pytest.raises(ValueError, match="steps"):
+        H5ADBackend(tmp_path, progress=False).save(adata, "a.h5ad")
+
+
+def test_an_option_that_there_is_not_is_said(tmp_path: Path) -> None:
+    with pytest.raises(errors.InvalidArgumentError, match=r"compress is for no store; expected an option of"):
+        H5ADBackend(tmp_path, progress=False).save(cells(20), "a.zarr", compress=True)
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "a.h5ad").mkdir()
+    backend = H5ADBackend(tmp_path, progress=False)
+    assert backend.exists("a.h5ad") is False
+    with pytest.raises(errors.InvalidArgumentError, match="it is a folder"):
+        backend.save(cells(20), "a.h5ad")
+
+
+def test_two_threads_save_under_one_name(tmp_path: Path) -> None:
+    backend, data = H5ADBackend(tmp_path, progress=False), [cells(20 + n) for n in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda adata: backend.save(adata, "a.h5ad"), data))
+    assert backend.load("a.h5ad").n_obs in range(20, 24)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5ad"]
+
+
+def test_variables_and_copies_of_a_backend_show_no_secret() -> None:
+    backend = H5ADBackend()
+    backend.configure_s3("my-lobster-data", **SECRETS)
+    twin = copy.deepcopy(backend)
+    assert (twin.s3_config, twin._options.given()["secret"]) == (backend.s3_config, SECRETS["secret_key"])
+    assert not [secret for secret in SECRETS.values() if secret in f"{vars(backend)} {vars(twin)}"]
+
+
+def test_keys_without_a_name_between_slashes_end_no_listing(s3: S3Server) -> None:
+    backend = configured(s3, "backend-slashes")
+    for key in ("/a.h5ad", "runs//b.h5ad", "runs/c.h5ad"):
+        s3.client().put_object(Bucket="backend-slashes", Key=key, Body=b"x")
+    assert backend.list_files(".", "**/*.h5ad") == ["s3://backend-slashes/runs/c.h5ad"]
