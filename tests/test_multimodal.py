@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SORTED: dict[str, Any] = {
-    "stored": (),
     "sorted by a modality": ["rna:cell_type"],
     "each sorted by its own": {"rna": ["cell_type"], "prot": ["n_counts"]},
 }
