@@ -52,5 +52,5 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 # One core of a shared machine is no place for deadlines. "quick" skips shrinking: for a first look.
 settings.register_profile("default", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True, max_examples=50)  # the same ones each time
+settings.register_profile("ci", deadline=None, derandomize=True)
 settings.register_profile("quick", deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])

@@ -60,7 +60,6 @@ def projections(data: MultimodalReader, elements: Mapping[str, Any]) -> dict[str
         split = dict.fromkeys(chosen, given) if field in FLAGS else _own(data, field, given, list(chosen))
         for owner, own in split.items():
             chosen[owner][field] = own
-    chosen[WHOLE].setdefault("obsm", None)
     whole = chosen.pop(WHOLE)
     for group in ("obsm", "varm"):  # the members that mudata derives from the maps
         if whole.get(group) is None:

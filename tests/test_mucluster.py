@@ -55,19 +55,19 @@ def crews(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-@pytest.mark.parametrize(("kind", "sort_by"), [("dict", "rna:cell_type"), ("zarr", {"prot": "donor"})])
+@pytest.mark.parametrize(("kind", "sort_by"), [("h5mu", "rna:cell_type"), ("dict", ()), ("zarr", {"prot": "donor"})])
 def test_the_objects_are_those_of_one_process(
     tmp_path: Path, client: Any, crews: list[str], kind: str, sort_by: Any
 ) -> None:
     data, source = experiment(n_obs=130), tmp_path / "a.h5mu"
     save(data, source)
-    given: Any
+    given: Any = source
     if kind == "dict":
         given = {}
         for name in data.mod:
             given[name] = tmp_path / f"{name}.h5ad"
             data[name].write_h5ad(given[name], convert_strings_to_categoricals=False)
-    else:
+    elif kind == "zarr":
         lz.convert(source, tmp_path / "source.zarr", progress=False, client=False)
         given = tmp_path / "source.zarr"
     options: dict[str, Any] = {"sort_by": sort_by, "gene_major": True, "progress": False}

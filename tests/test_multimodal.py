@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SORTED: dict[str, Any] = {
+    "stored": (),
     "sorted by a modality": ["rna:cell_type"],
+    "sorted by the whole": ["batch", "prot:n_counts"],
     "each sorted by its own": {"rna": ["cell_type"], "prot": ["n_counts"]},
 }
 

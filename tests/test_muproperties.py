@@ -210,7 +210,7 @@ def cases(draw: DrawFn) -> Case:
 
 
 @given(case=cases())
-@property_test(12)
+@property_test(20)
 def test_it_is_what_mudata_gives(case: Case) -> None:
     expected, selection = case.expected(), case.selection()
     again = pickle.loads(pickle.dumps(selection))  # noqa: S301 - made here
@@ -231,7 +231,7 @@ def test_it_is_what_mudata_gives(case: Case) -> None:
 
 
 @given(case=cases(), draw=st.data())
-@property_test(8)
+@property_test(12)
 def test_lazily_too(case: Case, draw: st.DataObject) -> None:
     lazy, expected = case.selection().to_lazy(), case.expected()
     assert_mudata_equal(lazy.to_memory(), expected, sparse_layout="any")
@@ -240,7 +240,7 @@ def test_lazily_too(case: Case, draw: st.DataObject) -> None:
 
 
 @given(case=cases())
-@property_test(8)
+@property_test(12)
 def test_in_the_order_of_storage(case: Case) -> None:
     assume(case.rows is not None)
     order = case.data.reader.orders(next(iter(case.data)))[0]
