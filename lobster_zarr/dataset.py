@@ -7,17 +7,15 @@ rows, table or matrices are asked for, and then only theirs.
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, override
 
 from lobster_zarr.errors import (
     FormatError,
     InvalidArgumentError,
     NotFoundError,
-    UnsupportedError,
     did_you_mean,
 )
-from lobster_zarr.layout import FORMAT_VERSION
-from lobster_zarr.noted import ATTRIBUTE
+from lobster_zarr.openstore import OpenStore
 from lobster_zarr.projection import Names, Order, Projection
 from lobster_zarr.query import Selection
 from lobster_zarr.reading import Reading
@@ -33,12 +31,9 @@ if TYPE_CHECKING:
 
     from lobster_zarr.element import StoreReader
     from lobster_zarr.fetch import Fetcher
-    from lobster_zarr.node import Tree
-    from lobster_zarr.table import TableReader
-    from lobster_zarr.traffic import Stats
 
 
-class Dataset:
+class Dataset(OpenStore):
     """An open AnnData store.
 
     Made by :func:`lobster_zarr.open`.
@@ -54,69 +49,25 @@ class Dataset:
 
     def __init__(self, reader: StoreReader) -> None:
         self.reader, self.uri, tree = reader, reader.uri, reader.tree
-        version = self.attributes.get("format_version", FORMAT_VERSION)
-        sorted_by, stored = self.attributes.get("sort_by", []), self.attributes.get("stored_bytes", {})
-        sizes = stored.values() if isinstance(stored, dict) else [None]
-        sound = isinstance(version, int) and isinstance(sorted_by, list)
-        if not sound or not all(type(n) is int and n >= 0 for n in sizes):
-            msg = f"the attribute {ATTRIBUTE!r} of {self.uri} is damaged; convert again."
-            raise FormatError(msg)
-        if version > FORMAT_VERSION:
-            msg = f"{self.uri} has format version {version}, this package reads up to {FORMAT_VERSION}; update it."
-            raise UnsupportedError(msg)
+        self._check_note()
         if "obs" not in tree or "var" not in tree:
             found = [k for k in tree.nodes if k and "/" not in k]
             msg = f"{self.uri} is not an AnnData store: it has no obs and var, but {found}."
             raise FormatError(msg)
 
     @property
+    @override
+    def _root(self) -> StoreReader:
+        return self.reader
+
+    @property
     def fetcher(self) -> Fetcher:
         """Reads the objects of the store."""
         return self.reader.fetcher
 
-    @property
-    def tree(self) -> Tree:
-        """The store's nodes."""
-        return self.reader.tree
-
     def without_notes(self) -> Dataset:
         """Return the same store as if nothing had been noted of its arrays, with stats of its own."""
         return Dataset(self.reader.without_notes())
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """What this package noted at conversion; empty for other stores."""
-        return self.tree.noted()
-
-    @property
-    def obs(self) -> TableReader:
-        """The cells' table: its columns, read one by one."""
-        return self.reader.obs
-
-    @property
-    def var(self) -> TableReader:
-        """The genes' table."""
-        return self.reader.var
-
-    @property
-    def n_obs(self) -> int:
-        """The number of cells."""
-        return self.obs.n_rows
-
-    @property
-    def n_vars(self) -> int:
-        """The number of genes."""
-        return self.var.n_rows
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Cells and genes."""
-        return self.n_obs, self.n_vars
-
-    @property
-    def sort_by(self) -> tuple[str, ...]:
-        """Obs columns by which the rows are stored grouped."""
-        return tuple(self.attributes.get("sort_by", ()))
 
     @property
     def layers(self) -> list[str]:
@@ -143,20 +94,10 @@ class Dataset:
         """Names of the members of varp."""
         return self.tree.children("varp")
 
-    @property
-    def stats(self) -> Stats:
-        """Requests and bytes read since the store was opened, metadata left out."""
-        return self.fetcher.stats
-
+    @override
     def info(self) -> StoreInfo:
         """Describe the store from its metadata: no request."""
         return summarize(self.uri, self.tree, self.shape, self.attributes)
-
-    def __repr__(self) -> str:
-        return str(self.info())
-
-    def _repr_html_(self) -> str:
-        return self.info().to_html()
 
     def query(
         self,

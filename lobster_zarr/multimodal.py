@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, override
 
 from lobster_zarr.byterange import Network
 from lobster_zarr.dataset import Dataset
@@ -18,6 +18,7 @@ from lobster_zarr.joined import MultimodalReader
 from lobster_zarr.muprojection import WHOLE, of_modalities, projections
 from lobster_zarr.muquery import MultimodalSelection
 from lobster_zarr.mureading import Join, JointReading, Question
+from lobster_zarr.openstore import OpenStore
 from lobster_zarr.reopen import open_reader
 from lobster_zarr.report import parse_size
 from lobster_zarr.sql import execute
@@ -31,15 +32,14 @@ if TYPE_CHECKING:
     import polars as pl
     from zarr.abc.store import Store
 
+    from lobster_zarr.element import StoreReader
     from lobster_zarr.mulazy import LazyMuData
-    from lobster_zarr.node import Tree
     from lobster_zarr.projection import Order
     from lobster_zarr.summary import MultimodalInfo
     from lobster_zarr.table import TableReader
-    from lobster_zarr.traffic import Stats
 
 
-class MultimodalDataset:
+class MultimodalDataset(OpenStore):
     """An open MuData store.
 
     Made by :func:`lobster_zarr.open`. ``dataset["rna"]`` is a modality, a :class:`Dataset`.
@@ -53,9 +53,15 @@ class MultimodalDataset:
     def __init__(self, reader: MultimodalReader) -> None:
         reader.check()
         self.reader, self.uri = reader, reader.root.uri
+        self._check_note()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"reader": self.reader, "uri": self.uri}
+
+    @property
+    @override
+    def _root(self) -> StoreReader:
+        return self.reader.root
 
     @cached_property
     def modalities(self) -> dict[str, Dataset]:
@@ -89,16 +95,6 @@ class MultimodalDataset:
             raise NotFoundError(msg)
 
     @property
-    def tree(self) -> Tree:
-        """The store's nodes."""
-        return self.reader.root.tree
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """What this package noted at conversion; empty for other stores."""
-        return self.tree.noted()
-
-    @property
     def axis(self) -> Literal[0, 1, -1]:
         """What the modalities share: 0, their cells; 1, their genes; -1, both."""
         axis: Literal[0, 1, -1] = self.reader.axis
@@ -114,55 +110,15 @@ class MultimodalDataset:
         return MultimodalDataset(self.reader.without_notes())
 
     @property
-    def obs(self) -> TableReader:
-        """The global table of cells."""
-        return self.reader.root.obs
-
-    @property
-    def var(self) -> TableReader:
-        """The global table of genes."""
-        return self.reader.root.var
-
-    @property
-    def n_obs(self) -> int:
-        """The number of cells in any modality."""
-        return self.obs.n_rows
-
-    @property
-    def n_vars(self) -> int:
-        """The number of genes, of all modalities."""
-        return self.var.n_rows
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Cells and genes."""
-        return self.n_obs, self.n_vars
-
-    @property
-    def sort_by(self) -> tuple[str, ...]:
-        """Columns by which the rows of all modalities are stored grouped."""
-        return tuple(self.attributes.get("sort_by", ()))
-
-    @property
     def obsm(self) -> list[str]:
         """Names of the global members of obsm; the masks of the modalities left out."""
         return [name for name in self.tree.children("obsm") if name not in self]
 
-    @property
-    def stats(self) -> Stats:
-        """Requests and bytes read since the store was opened, metadata left out."""
-        return self.reader.root.fetcher.stats
-
+    @override
     def info(self) -> MultimodalInfo:
         """Describe the store from its metadata: no request."""
         parts = {name: part.info() for name, part in self.modalities.items()}
         return summarize_modalities(self.uri, self.tree, self.shape, self.attributes, parts)
-
-    def __repr__(self) -> str:
-        return str(self.info())
-
-    def _repr_html_(self) -> str:
-        return self.info().to_html()
 
     def query(
         self,

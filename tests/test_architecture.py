@@ -78,6 +78,7 @@ RINGS: dict[int, set[str]] = {
         "explain",
         "dataset",
         "multimodal",
+        "openstore",
         "muquery",
         "mureading",
         "muresolve",

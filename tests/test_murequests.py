@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import mudata
@@ -13,6 +15,7 @@ from recording import Waves
 from zarr.storage import LocalStore
 
 import lobster_zarr as lz
+from lobster_zarr import errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,3 +147,15 @@ def test_over_s3(source: mudata.MuData, s3: S3Server) -> None:
     mask = rows_of(source, "`rna:cell_type` == 'T cell'")
     assert_mudata_equal(selection.to_memory(), selected(source, mask, modalities=["prot"]))
     assert selection.stats.n_requests + 1 <= 12
+
+
+@pytest.mark.parametrize(
+    ("note", "failure"), [({"format_version": 99}, errors.UnsupportedError), ({"sort_by": 3}, errors.FormatError)]
+)
+def test_a_note_that_cannot_be_read_is_refused(stored: Path, tmp_path: Path, note: Any, failure: Any) -> None:
+    copy = shutil.copytree(stored, tmp_path / "m.zarr")
+    root = json.loads((copy / "zarr.json").read_text())
+    root["attributes"]["lobster_zarr"] |= note
+    (copy / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(failure, match=r"m\.zarr"):
+        lz.open(copy)
