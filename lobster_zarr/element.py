@@ -7,27 +7,22 @@ else whole, by AnnData's own readers over bytes that were fetched at once.
 from __future__ import annotations
 
 import asyncio
-import json
+import copy
 import math
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
-import zarr
 from scipy import sparse
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import MemoryStore
 
 from lobster_zarr.dense import read_array
-from lobster_zarr.errors import ChunkDecodeError, FormatError, UnsupportedError
+from lobster_zarr.errors import FormatError, UnsupportedError
 from lobster_zarr.fetch import Fetcher, together
-from lobster_zarr.identity import Identity
-from lobster_zarr.layout import COMPANION, DESCENTS, SOURCE_ORDER
-from lobster_zarr.plan import ArrayRead
 from lobster_zarr.h5fetch import FileFetcher
 from lobster_zarr.h5whole import file_reads, read_from_file
+from lobster_zarr.identity import Identity
+from lobster_zarr.layout import COMPANION, DESCENTS, SOURCE_ORDER
 from lobster_zarr.sparse import SparseReader
 from lobster_zarr.store import display_uri
 from lobster_zarr.table import TableReader
@@ -36,6 +31,7 @@ from lobster_zarr.whole import read_from_store, store_reads
 if TYPE_CHECKING:
     from lobster_zarr.grid import Runs
     from lobster_zarr.node import ArrayNode, Tree
+    from lobster_zarr.plan import ArrayRead
 
 type Matrix = Any
 """A numpy array, or a scipy CSR or CSC matrix or array."""
@@ -312,6 +308,8 @@ class StoreReader:
         ChunkDecodeError
             Its bytes are damaged.
         """
+        if path in self.fetcher.elements:
+            return copy.deepcopy(self.fetcher.elements[path])
         if isinstance(self.fetcher, FileFetcher):
             return await read_from_file(self.fetcher, self.tree, path)
         return await read_from_store(self.fetcher, self.tree, path)

@@ -78,6 +78,8 @@ class Fetcher:
         Whole objects by key that are known already, and cost no request.
     noted
         Whether the sizes of chunks that an array notes are believed.
+    elements
+        Whole elements by path that were read already; for whoever asks for one whole.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class Fetcher:
         stored_bytes: Mapping[str, int] | None = None,
         objects: Mapping[str, bytes] | None = None,
         noted: bool = True,
+        elements: Mapping[str, Any] | None = None,
     ) -> None:
+        self.elements = dict(elements or {})
         self.noted = noted
         self.store = store
         self.network = network
@@ -180,7 +184,13 @@ class Fetcher:
         if request.start is not None and request.stop is not None:
             byte_range = RangeByteRequest(request.start, request.stop)
         long = byte_range is not None and byte_range.end - byte_range.start > STREAM_BYTES
-        if byte_range and long and isinstance(self.store, UriStore) and self.store.is_remote and not self.holds(request):
+        if (
+            byte_range
+            and long
+            and isinstance(self.store, UriStore)
+            and self.store.is_remote
+            and not self.holds(request)
+        ):
             await self._decode_as_it_arrives(self.store, request, byte_range, deliver, place)
             return
         body = await self.get(request.node.path, request.key, byte_range)

@@ -75,7 +75,10 @@ async def replay[T](image: FileImage, read: Read, name: str, work: Callable[[h5p
         except Exception as error:
             # h5py raises whatever libhdf5 stumbles over: what is not in memory, or damage.
             if not view.missing:
-                msg = f"{name} is not a readable HDF5 file: {error}. It may be truncated; compare its size with the original."
+                msg = (
+                    f"{name} is not a readable HDF5 file: {error}. It may be truncated; "
+                    "compare its size with the original."
+                )
                 raise FormatError(msg) from error
         return None, view
 
@@ -174,7 +177,9 @@ class FileFetcher(Fetcher):
         starts = np.asarray([b.address for b in order], np.int64)
         stops = np.minimum(starts + [b.n_bytes for b in order], self.image.n_bytes)
         if (stops <= starts).any():
-            msg = f"the index of the chunks of {path!r} points beyond the end of {self.file}; it is truncated or damaged."
+            msg = (
+                f"the index of the chunks of {path!r} points beyond the end of {self.file}; it is truncated or damaged."
+            )
             raise FormatError(msg)
         first, last = coalesce(starts, stops, gap_bytes=self.network.gap_bytes, max_bytes=1 << 30)
         ranges = [(int(starts[a]), int(stops[b - 1])) for a, b in zip(first, last, strict=True)]
@@ -255,7 +260,10 @@ class FileFetcher(Fetcher):
         bodies = await together(*(self.read(path, *r) for r in ranges))
         parts: list[memoryview] = []
         for (at, _), body, a, b in zip(ranges, bodies, first, last, strict=True):
-            parts += [memoryview(body)[s - at : e - at] for s, e in zip(starts[a:b].tolist(), stops[a:b].tolist(), strict=True)]
+            parts += [
+                memoryview(body)[s - at : e - at]
+                for s, e in zip(starts[a:b].tolist(), stops[a:b].tolist(), strict=True)
+            ]
         return parts
 
     @override
@@ -279,7 +287,9 @@ class FileFetcher(Fetcher):
         n_bytes = sum(r.n_bytes or 0 for r in self.sent(plan))
         if not _array(read.node).is_text:
             return n_bytes, True
-        return n_bytes + TEXT_BYTES * sum(len(r.chunk_ids) for r in plan.requests) * math.prod(read.node.grid.chunk), False
+        return n_bytes + TEXT_BYTES * sum(len(r.chunk_ids) for r in plan.requests) * math.prod(
+            read.node.grid.chunk
+        ), False
 
 
 def _array(node: ArrayNode) -> FileArray:

@@ -10,14 +10,18 @@ bytes come from.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lobster_zarr.errors import ChunkDecodeError, FormatError
-from lobster_zarr.grid import Grid
 from lobster_zarr.plan import MISSING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lobster_zarr.grid import Grid
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 TREE = b"TREE"
@@ -202,7 +206,9 @@ def texts(references: np.ndarray, bodies: Mapping[int, memoryview], path: str) -
         body = bodies[int(own["address"][0])]
         starts = _starts(body, own, path)
         try:
-            found[part] = [_text(body, start, n) for start, n in zip(starts.tolist(), own["length"].tolist(), strict=True)]
+            found[part] = [
+                _text(body, start, n) for start, n in zip(starts.tolist(), own["length"].tolist(), strict=True)
+            ]
         except UnicodeDecodeError as error:
             msg = f"{path!r} holds a text that is not UTF-8: {error}."
             raise ChunkDecodeError(msg) from error

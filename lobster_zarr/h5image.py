@@ -17,9 +17,7 @@ import numpy as np
 from lobster_zarr.byterange import coalesce
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from typing_extensions import Buffer
+    from collections.abc import Buffer, Iterable
 
 BEHIND_BYTES, AHEAD_BYTES = 64 << 10, 192 << 10
 """What is read around a missing place: metadata lie in clusters, and a request costs as long as 250 kB."""
@@ -68,13 +66,21 @@ class FileImage:
 
     def to_fetch(self, missing: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return the ranges ``[start, stop)`` to read for missing ones: wider, and joined where they lie close."""
-        wanted = sorted(
-            (max(start - BEHIND_BYTES, 0), min(max(stop, start + AHEAD_BYTES), self.n_bytes)) for start, stop in missing
-        )
+        wanted = sorted(self._widened(start, stop) for start, stop in missing)
         low, high = (np.asarray(ends, np.int64) for ends in zip(*wanted, strict=True))
         high = np.maximum.accumulate(high)
         first, last = coalesce(low, high, gap_bytes=GAP_BYTES, max_bytes=1 << 62)
         return [(int(low[a]), int(high[b - 1])) for a, b in zip(first, last, strict=True)]
+
+    def _widened(self, start: int, stop: int) -> tuple[int, int]:
+        """Return a wider range without what is known at its ends."""
+        low, high = max(start - BEHIND_BYTES, 0), min(max(stop, start + AHEAD_BYTES), self.n_bytes)
+        for at, body in self.extents():
+            if at <= low < at + len(body) <= stop:
+                low = at + len(body)
+            if start <= at < high <= at + len(body):
+                high = at
+        return min(low, start), max(high, stop)
 
 
 class ImageFile(io.RawIOBase):

@@ -6,7 +6,6 @@ Knows obstore's conditional requests. Must not know what the file holds.
 from __future__ import annotations
 
 import posixpath
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, override
@@ -131,7 +130,7 @@ class FileStore(UriStore):
         """What makes a request conditional."""
         return {"if_match": self.etag} if self.etag and self._where.scheme != "memory" else {}
 
-    async def _open(self, start: int, stop: int) -> Any:
+    async def _answer(self, start: int, stop: int) -> Any:
         import obstore
         from obstore.exceptions import PreconditionError
 
@@ -151,7 +150,7 @@ class FileStore(UriStore):
     @override
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         if not isinstance(byte_range, RangeByteRequest):
-            raise TypeError("a file is read by ranges")
+            return None  # there is no object but the file
         wanted = byte_range
         if wanted.end > self.n_bytes:
             raise FormatError(
@@ -160,7 +159,7 @@ class FileStore(UriStore):
             )
 
         async def request() -> bytes:
-            answer = await self._open(wanted.start, wanted.end)
+            answer = await self._answer(wanted.start, wanted.end)
             return bytes(await answer.bytes_async())
 
         try:
@@ -179,7 +178,7 @@ class FileStore(UriStore):
             await self.read(start, stop)
 
         async def pieces() -> AsyncIterator[bytes]:
-            answer = await self._open(start, stop)
+            answer = await self._answer(start, stop)
             async for piece in answer.stream(min_chunk_size=PIECE_BYTES):
                 yield bytes(piece)
 

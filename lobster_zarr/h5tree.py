@@ -169,17 +169,13 @@ def _plain(value: Any, node: h5py.Group | h5py.Dataset, name: str) -> Any:
             return {"reference": str(node.file[value].name).strip("/")} if value else None
         case h5py.Empty():
             return None
-        case np.ndarray():
-            return [_plain(v, node, name) for v in value.tolist()]
-        case bytes():
-            return value.decode("utf-8", "replace")
+        case np.ndarray() | list() | tuple():
+            return [_plain(v, node, name) for v in np.asarray(value, object).tolist()]
         case np.generic():
             return _plain(value.item(), node, name)
-        case str() | int() | float() | bool() | None:
-            return value
-        case list() | tuple():
-            return [_plain(v, node, name) for v in value]
-    return str(value)
+        case bytes():
+            return value.decode("utf-8", "replace")
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def stored_of(dataset: h5py.Dataset, path: str, name: str) -> Stored:
@@ -225,7 +221,7 @@ def _kind(dataset: h5py.Dataset) -> tuple[np.dtype[Any], Any]:
 
 def _is_old_frame(node: dict[str, Any]) -> bool:
     attributes = node["attributes"]
-    return attributes.get("encoding-type") == "dataframe" and attributes.get("encoding-version") == "0.1.0"
+    return (attributes.get("encoding-type"), attributes.get("encoding-version")) == ("dataframe", "0.1.0")
 
 
 def _rewrite_frame(path: str, nodes: dict[str, dict[str, Any]], arrays: dict[str, FileArray]) -> None:

@@ -19,6 +19,7 @@ from zarr.abc.store import Store
 from lobster_zarr.element import StoreReader
 from lobster_zarr.fetch import Fetcher
 from lobster_zarr.h5fetch import FileFetcher, read_file
+from lobster_zarr.h5legacy import is_legacy, read_legacy
 from lobster_zarr.h5store import FileStore
 from lobster_zarr.noted import ATTRIBUTE
 from lobster_zarr.store import UriStore, display_uri, run
@@ -56,6 +57,10 @@ def open_reader(store: Store, uri: str, network: Network) -> StoreReader:
 
 def _open_file(store: FileStore, uri: str, network: Network) -> StoreReader:
     tree, image, base = run(read_file(store))
+    if is_legacy(tree):
+        tree, objects, elements = run(read_legacy(store))
+        fetcher = Fetcher(store, network=network, strict=False, objects=objects, elements=elements)
+        return StoreReader(fetcher, tree, uri)
     return StoreReader(FileFetcher(store, network=network, image=image, base=base), tree, uri)
 
 
