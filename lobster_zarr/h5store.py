@@ -14,7 +14,7 @@ from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 
 from lobster_zarr.address import Address
-from lobster_zarr.errors import ConflictError, FormatError, NotFoundError
+from lobster_zarr.errors import ConflictError, FormatError, NotFoundError, StorageError
 from lobster_zarr.h5format import SIGNATURE
 from lobster_zarr.location import Access, Location
 from lobster_zarr.refusal import READ
@@ -116,8 +116,11 @@ class FileStore(UriStore):
         except FileNotFoundError as error:
             reason = await self.explain_missing()
             raise reason or NotFoundError(f"There is no file at {self}. Check the path.") from error
-        if not meta["size"]:
-            raise FormatError(f"{self} is empty; expected an HDF5 file. Copy it again.")
+        except StorageError as failure:
+            # Of an empty file no range can be answered; only a failure without another explanation is worth a HEAD.
+            if type(failure) is StorageError and await self.getsize(self.name) == 0:
+                raise FormatError(f"{self} is empty; expected an HDF5 file. Copy it again.") from failure
+            raise
         self.meant(meta["e_tag"] or "", meta["size"])
         return body
 
