@@ -70,6 +70,7 @@ class FileStore(UriStore):
         if where.scheme == "file" and not Path(where.root).is_file():
             raise NotFoundError(f"There is no file at {where}. Check the path.")
         self.file_location, self.etag, self.n_bytes = where, "", -1
+        self.is_met = False
         folder, _, self.name = (where.prefix if where.scheme not in {"file", "memory"} else where.root).rpartition("/")
         if where.scheme == "file":
             parent = replace(where, root=str(Path(where.root).absolute().parent))
@@ -125,7 +126,25 @@ class FileStore(UriStore):
                 raise FormatError(f"{self} is empty; expected an HDF5 file. Copy it again.") from failure
             raise
         self.meant(meta["e_tag"] or "", meta["size"])
+        self.is_met = True
         return body
+
+    async def check(self) -> None:
+        """Ask whether the file is still the one that it was. One request.
+
+        Raises
+        ------
+        ConflictError
+            It is another, or gone.
+        """
+        import obstore
+
+        try:
+            meta = await self._asked(READ, self.name, lambda: obstore.head_async(self.store, self.name))
+        except FileNotFoundError as error:
+            raise self.changed() from error
+        if (meta["e_tag"] or "", meta["size"]) != (self.etag, self.n_bytes):
+            raise self.changed()
 
     def meant(self, etag: str, n_bytes: int) -> None:
         """Take for granted which file it is."""
