@@ -159,7 +159,6 @@ EXPORTS = [
 # Slow or optional: `import lobster_zarr` leaves them to the function that needs them.
 # anndata alone takes a second, and brings dask, h5py, pandas and xarray.
 LAZY = [
-    "aiobotocore",
     "anndata",
     "awkward",
     "boto3",
@@ -169,7 +168,6 @@ LAZY = [
     "lobster",
     "moto",
     "mudata",
-    "s3fs",
     "scanpy",
     "torch",
     "xarray",
