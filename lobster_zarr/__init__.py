@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lobster_zarr.byterange import Network
     from lobster_zarr.convert import convert
     from lobster_zarr.dataset import Dataset
+    from lobster_zarr.diagnosis import Diagnosis
+    from lobster_zarr.doctor import doctor
     from lobster_zarr.export import export
     from lobster_zarr.multimodal import MultimodalDataset, open
     from lobster_zarr.muquery import MultimodalSelection
@@ -27,11 +29,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ConversionReport",
     "Dataset",
+    "Diagnosis",
     "MultimodalDataset",
     "MultimodalSelection",
     "Network",
     "Selection",
     "convert",
+    "doctor",
     "errors",
     "export",
     "open",
@@ -44,11 +48,13 @@ __version__ = _version("lobster_zarr")
 _HOMES = {
     "ConversionReport": "report",
     "Dataset": "dataset",
+    "Diagnosis": "diagnosis",
     "MultimodalDataset": "multimodal",
     "MultimodalSelection": "muquery",
     "Network": "byterange",
     "Selection": "query",
     "convert": "convert",
+    "doctor": "doctor",
     "export": "export",
     "open": "multimodal",
     "verify": "verify",

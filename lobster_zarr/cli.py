@@ -1,4 +1,4 @@
-"""The command line: ``lobster-zarr convert | info | query | sql | export | verify | demo``.
+"""The command line: ``lobster-zarr convert | info | query | sql | export | verify | doctor | demo``.
 
 Every failure is one line on standard error and exit status 2. Must not hold
 logic of its own: each command is one call of the Python interface.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 from contextlib import contextmanager
 from enum import StrEnum
@@ -323,6 +324,32 @@ def verify(
             uri, None if against is None else _source(against), storage_options=_options(endpoint_url), client=client
         )
     typer.echo(str(report))
+
+
+@app.command()
+def doctor(
+    uri: Annotated[str, typer.Argument(help="A store or file: path or URI.")],
+    *,
+    fix: Annotated[
+        str | None,
+        typer.Option(help="Convert it to this place as proposed; tell before and after.", metavar="DEST"),
+    ] = None,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what in the layout of a store makes queries slow, and what converting it would save."""
+    import lobster_zarr as lz
+    from lobster_zarr.doctor import repair
+
+    found = lz.doctor(uri, _options(endpoint_url))
+    if fix is None or found.healthy:
+        typer.echo(json.dumps(found.to_dict()) if as_json else str(found))
+        return
+    report, after = repair(found, fix, _options(endpoint_url))
+    if as_json:
+        typer.echo(json.dumps({"before": found.to_dict(), "report": report.to_dict(), "after": after.to_dict()}))
+        return
+    typer.echo(f"{found}\n\n$ {shlex.join(found.arguments_for(fix))}\n{report}\n\n{after}")
 
 
 @app.command()

@@ -61,6 +61,7 @@ RINGS: dict[int, set[str]] = {
         "decode",
         "fetch",
         "identity",
+        "inventory",
     },  # talks to a network
     5: {"table", "joined", "sparse", "dense", "element"},  # one AnnData element each
     6: {
@@ -100,7 +101,8 @@ RINGS: dict[int, set[str]] = {
         "xarrays",
         "fingerprint",
         "packing",
-    }  # what a caller holds
+    }
+    | {"doctor", "diagnosis", "symptoms", "prediction", "blueprint", "packed"}  # what a caller holds
     | {
         "convert",
         "conversion",
@@ -129,11 +131,13 @@ RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules
 EXPORTS = [
     "ConversionReport",
     "Dataset",
+    "Diagnosis",
     "MultimodalDataset",
     "MultimodalSelection",
     "Network",
     "Selection",
     "convert",
+    "doctor",
     "errors",
     "export",
     "open",
