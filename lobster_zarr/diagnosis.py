@@ -127,6 +127,7 @@ class Diagnosis:
         words = ["lobster-zarr", "convert", self.unpacked or self.uri, destination]
         for column in self.options.get("sort_by", ()):
             words += ["--sort-by", column]
+        words += ["--gene-major"] if self.options.get("gene_major") is True else []
         if "codec" in self.options:
             words += ["--codec", self.options["codec"]]
         return words + (["--endpoint-url", self.endpoint_url] if self.endpoint_url else [])
@@ -217,10 +218,10 @@ def _command(words: Iterable[str]) -> list[str]:
 
 
 def human_seconds(seconds: float) -> str:
-    """Return a time in a unit that fits: ``0.2 s``, ``3.1 min``."""
+    """Return a time in a unit that fits: ``0.2 s``, ``3 min``."""
     if seconds < 99.5:
         return f"{seconds:.2f} s" if seconds < 0.995 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5_970 else f"{seconds / 3_600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 5_970 else f"{seconds / 3_600:.1f} h"
 
 
 def _shown(cost: Cost | None) -> str:

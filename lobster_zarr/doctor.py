@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from lobster_zarr.dataset import Dataset
     from lobster_zarr.element import StoreReader
+    from lobster_zarr.node import Tree
     from lobster_zarr.report import ConversionReport
 
 SHARE = 0.05
@@ -189,7 +190,11 @@ async def _examined(
     chosen = key if key is not None and any(f.kind == "unsorted" for f in found) else None
     predictions, drawn = [], []
     for patient in patients:
-        after = await _after(patient, chosen, is_sorted=is_sorted) if curable else None
+        after = (
+            await _after(patient, chosen, is_sorted=is_sorted, has_layers_by_gene=_has_layers_by_gene(root.tree))
+            if curable
+            else None
+        )
         drawn += [after[0]] if after else []
         predictions += await _predicted(patient, after)
     opened = Prediction("open", "", opening, _opening_of(drawn, network) if drawn else None)
@@ -224,7 +229,9 @@ def _spelled(key: tuple[str, str]) -> str:
     return ":".join(filter(None, key))
 
 
-async def _after(patient: _Patient, key: tuple[str, str] | None, *, is_sorted: bool) -> tuple[Model, bool]:
+async def _after(
+    patient: _Patient, key: tuple[str, str] | None, *, is_sorted: bool, has_layers_by_gene: bool
+) -> tuple[Model, bool]:
     """Return the model of the converted store, and whether its rows are sorted by the patient's column."""
     if key is not None:
         sort_by: str | None = key[1] if key[0] == patient.name else ""
@@ -234,9 +241,9 @@ async def _after(patient: _Patient, key: tuple[str, str] | None, *, is_sorted: b
         sort_by = None
     sort_by = None if sort_by == "" and not is_sorted and key is None else sort_by
     tree = patient.reader.tree
-    kept = [p for p in tree.nodes if f"{p}/{COMPANION}" in tree]
-    default = ["X"] if "X" in tree and patient.reader.is_sparse("X") else []
-    return await converted(patient.now, sort_by, {*kept, *default}), sort_by == patient.column
+    layers = [f"layers/{name}" for name in tree.children("layers")] if has_layers_by_gene else []
+    companions = [path for path in ("X", *layers) if path in tree and patient.reader.is_sparse(path)]
+    return await converted(patient.now, sort_by, companions), sort_by == patient.column
 
 
 async def _predicted(patient: _Patient, after: tuple[Model, bool] | None) -> list[Prediction]:
@@ -312,9 +319,14 @@ async def _text(patient: _Patient, sizes: Mapping[str, int]) -> list[Finding]:
     return found
 
 
+def _has_layers_by_gene(tree: Tree) -> bool:
+    """Whether a layer of the store, or of a modality, is stored by gene too."""
+    return any("layers/" in path and path.endswith(f"/{COMPANION}/data") for path in tree.nodes)
+
+
 def _options(dataset: Dataset | MultimodalDataset, key: tuple[str, str] | None) -> dict[str, Any]:
     """Return the options of the conversion that is proposed; what the store has been converted with is kept."""
-    options: dict[str, Any] = {"gene_major": "auto"}
+    options: dict[str, Any] = {"gene_major": _has_layers_by_gene(dataset.tree) or "auto"}
     sort_by = (_spelled(key),) if key else dataset.sort_by
     options |= {"sort_by": list(sort_by)} if sort_by else {}
     codec = dataset.attributes.get("codec", CODEC_PROFILES[0])

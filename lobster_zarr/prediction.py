@@ -189,7 +189,8 @@ class Model:
             paths.insert(0, f"{path}/{COMPANION}")
         ways = [(p, await self._way(self.reader.sparse(p), asked.rows, genes)) for p in paths]
         best, reads = min(ways, key=lambda way: self.priced(way[1]).seconds)
-        known = list(self.offsets[best])
+        minors = orient(self.reader.sparse(best), asked.rows, genes)[1]
+        known = [r for r in self.offsets[best] if minors is not None or not r.node.path.endswith(FIRST)]
         few = genes is not None and genes.total <= FEW_GENES * self.reader.var.n_rows
         if best != path and asked.rows is not None and not few:
             known += self.offsets[path]  # read ahead, in case the rows are few
