@@ -35,6 +35,8 @@ FEW_GENES = 0.01
 """Of the genes: of more of them the offsets of the cells are read ahead too, as :mod:`lobster_zarr.reading` does."""
 BEGIN = 0.37
 """Where a contiguous category begins: nowhere in particular."""
+MANY_OBJECTS = 100
+"""Of an array without shards: of more, the requests are counted, not planned."""
 PLACE_BYTES = 32
 """Of a chunk, in what an HDF5 file says of where its chunks lie."""
 
@@ -111,8 +113,12 @@ class Model:
 
     def priced(self, reads: Iterable[ArrayRead], round_trips: int = 3) -> Cost:
         """Price reads from cold: what they bring, and the shard indexes that are nowhere noted."""
-        reads = list(reads)
-        n_requests, n_bytes = self.reader.fetcher.price(reads)
+        reads, fetcher = list(reads), self.reader.fetcher
+        alone = [read for read in reads if read.node.sharding is None and read.node.grid.n_chunks > MANY_OBJECTS]
+        n_requests, n_bytes = fetcher.price(read for read in reads if read not in alone)
+        for read in alone:  # an object a chunk: nothing to plan, and there may be millions
+            n_requests += len(read.chunk_ids)
+            n_bytes += fetcher.stored_bytes[read.node.path] * len(read.chunk_ids) // read.node.grid.n_chunks
         for read in reads:
             if read.node.sharding is not None and not read.as_objects and not self._is_noted(read.node):
                 shards = index_needed(read.node, read.chunk_ids)
