@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lobster_zarr.diagnosis import Diagnosis
     from lobster_zarr.doctor import doctor
     from lobster_zarr.export import export
+    from lobster_zarr.h5index import IndexReport, index
     from lobster_zarr.multimodal import MultimodalDataset, open
     from lobster_zarr.muquery import MultimodalSelection
     from lobster_zarr.query import Selection
@@ -30,6 +31,7 @@ __all__ = [
     "ConversionReport",
     "Dataset",
     "Diagnosis",
+    "IndexReport",
     "MultimodalDataset",
     "MultimodalSelection",
     "Network",
@@ -38,6 +40,7 @@ __all__ = [
     "doctor",
     "errors",
     "export",
+    "index",
     "open",
     "verify",
 ]
@@ -49,6 +52,7 @@ _HOMES = {
     "ConversionReport": "report",
     "Dataset": "dataset",
     "Diagnosis": "diagnosis",
+    "IndexReport": "h5index",
     "MultimodalDataset": "multimodal",
     "MultimodalSelection": "muquery",
     "Network": "byterange",
@@ -56,6 +60,7 @@ _HOMES = {
     "convert": "convert",
     "doctor": "doctor",
     "export": "export",
+    "index": "h5index",
     "open": "multimodal",
     "verify": "verify",
 }

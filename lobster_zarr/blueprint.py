@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lobster_zarr.h5array import FileArray
 from lobster_zarr.layout import (
     COMPANION,
     DESCENTS,
@@ -31,6 +32,7 @@ from lobster_zarr.layout import (
 )
 from lobster_zarr.node import FIRST, INDEX, OFFSETS, Tree
 from lobster_zarr.noted import ATTRIBUTE, CHUNK_SIZES, pack
+from lobster_zarr.plan import MISSING
 from lobster_zarr.summary import codec_name
 from lobster_zarr.zones import MAX_CATEGORIES, PRESENT
 
@@ -40,21 +42,13 @@ if TYPE_CHECKING:
     from lobster_zarr.grid import Grid
     from lobster_zarr.node import ArrayNode
 
-INDEX_RATES = {
-    "gzip": 1.78,
-    "zlib": 1.78,
-    "zstd": 1.5,
-    "lz4": 3.4,
+INDEX_RATES = {"gzip": 1.78, "zlib": 1.78, "shuffle+gzip": 1.3, "zstd": 1.5, "lz4": 3.4, "lzf": 2.7} | {
     "blosc-lz4": 1.2,
     "blosc-zstd": 1.02,
     "pcodec": 0.61,
 }
 """Bytes of an int32 of `indices`: 100,000 × 20,000 cells × genes of counts, 1,771 a cell (docs/benchmarks.md)."""
-VALUE_RATES = {
-    "gzip": 0.61,
-    "zlib": 0.61,
-    "zstd": 0.54,
-    "lz4": 1.3,
+VALUE_RATES = {"gzip": 0.61, "zlib": 0.61, "shuffle+gzip": 0.55, "zstd": 0.54, "lz4": 1.3, "lzf": 1.0} | {
     "blosc-lz4": 1.1,
     "blosc-zstd": 0.51,
     "pcodec": 0.27,
@@ -64,6 +58,8 @@ OTHER_RATE = 0.5
 """Stored part of the decoded bytes of any other compressed array."""
 TEXT_BYTES = 6
 """Stored bytes of a text: a barcode of 16 letters by zstd, with room."""
+FILE_TEXT_BYTES = 40
+"""Of a text in an HDF5 file: a reference of 16 bytes, and in a heap the text and what is kept beside it."""
 BY_GENE_INDEX, BY_GENE_VALUE = 0.75, 0.85
 """Bytes of a value by gene, as a part of those by cell: 0.42 for 0.61, 0.23 for 0.27 and less spread elsewhere."""
 SPARSE = ("csr_matrix", "csc_matrix")
@@ -97,6 +93,8 @@ class Blueprint:
 def assumed_bytes(node: ArrayNode) -> int:
     """Return the stored bytes of an array whose size is not known: by its codec, as measured on counts."""
     n_values, itemsize = math.prod(node.shape), max(node.dtype.itemsize, 1)
+    if isinstance(node, FileArray) and node.is_text:
+        return n_values * FILE_TEXT_BYTES
     if node.dtype.kind in "OTU":
         return n_values * TEXT_BYTES
     codec = codec_name(node)
@@ -104,6 +102,19 @@ def assumed_bytes(node: ArrayNode) -> int:
         return n_values * itemsize
     rates = {"indices": INDEX_RATES, "data": VALUE_RATES}.get(node.path.rpartition("/")[2], {})
     return int(n_values * min(rates.get(codec, itemsize * OTHER_RATE), itemsize))
+
+
+def file_sizes(tree: Tree, n_bytes: int) -> dict[str, int]:
+    """Share out the size of an HDF5 file among its datasets: where the places of chunks are known, by these."""
+    nodes = {id(n): n for n in map(tree.array, tree.arrays_below("")) if isinstance(n, FileArray)}.values()
+    sizes = {n.path: int(n.index.places[:, 1][n.index.places[:, 0] != MISSING].sum()) for n in nodes if _is_placed(n)}
+    left = {n.path: assumed_bytes(n) for n in nodes if n.path not in sizes}
+    scale = max(n_bytes - sum(sizes.values()), 0) / max(sum(left.values()), 1)
+    return sizes | {path: int(size * scale) for path, size in left.items()}
+
+
+def _is_placed(node: FileArray) -> bool:
+    return not node.index.pending and not node.is_text
 
 
 def gap_bytes(density: float) -> float:
@@ -178,13 +189,17 @@ class _Draft:
         sorted_codes = self.sort_by and path.startswith(f"obs/{self.sort_by}") and node.shape == (self._n_rows(),)
         if sorted_codes and node.dtype.kind not in "OTU":
             n_bytes = 64 + n_bytes // 100
-        self._array(path, node.shape, node.dtype, n_bytes, self.old.attributes(path), zdtype=node.metadata.dtype)
+        dtype, kind = node.dtype, getattr(node.metadata, "dtype", None)  # a dataset of HDF5 has none
+        dtype = np.dtype(f"V{dtype.itemsize}") if kind is None and dtype.names else dtype
+        self._array(path, node.shape, dtype, n_bytes, self.old.attributes(path), zdtype=kind)
 
     def _bytes_of(self, node: ArrayNode) -> int:
         """Bytes of an array that is no sparse matrix, as measured on columns of counts, categories and names."""
         codec, kind = codec_name(node), node.dtype.kind
         known = self.known.get(node.path)
         known = assumed_bytes(node) if known is None else known
+        if isinstance(node, FileArray) and kind in "OTU":
+            known, codec = known * TEXT_BYTES // FILE_TEXT_BYTES, "zstd"
         path = node.path.removeprefix(self.old.root).removesuffix("/values")
         if ("lz4" in codec or codec == "none") and kind in "iubOTU":
             known = int(known * (TEXT_FROM_LZ4 if kind in "OTU" else FROM_LZ4))

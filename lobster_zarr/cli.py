@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import sys
 from contextlib import contextmanager
 from enum import StrEnum
@@ -180,6 +179,21 @@ def info(
 
 
 @app.command()
+def index(
+    uri: Annotated[str, typer.Argument(help="An .h5ad or .h5mu: path or URI.")],
+    *,
+    local: Annotated[bool, typer.Option("--local", help="Keep it in your cache, not beside the file.")] = False,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep where the chunks of a file lie: it then opens in one request."""
+    import lobster_zarr as lz
+
+    report = lz.index(uri, _options(endpoint_url), local=local)
+    typer.echo(json.dumps(report.to_dict()) if as_json else str(report))
+
+
+@app.command()
 def query(
     uri: Annotated[str, typer.Argument(help="A store: path or URI.")],
     expr: Annotated[str, typer.Argument(help="Which cells: \"cell_type == 'T cell' and n_counts > 500\", or SQL.")],
@@ -341,15 +355,10 @@ def doctor(
     import lobster_zarr as lz
     from lobster_zarr.doctor import repair
 
-    found = lz.doctor(uri, _options(endpoint_url))
-    if fix is None or found.healthy:
-        typer.echo(json.dumps(found.to_dict()) if as_json else str(found))
-        return
-    report, after = repair(found, fix, _options(endpoint_url))
-    if as_json:
-        typer.echo(json.dumps({"before": found.to_dict(), "report": report.to_dict(), "after": after.to_dict()}))
-        return
-    typer.echo(f"{found}\n\n$ {shlex.join(found.arguments_for(fix))}\n{report}\n\n{after}")
+    options = _options(endpoint_url)
+    found = lz.doctor(uri, options)
+    told = found if fix is None or found.healthy else repair(found, fix, options)
+    typer.echo(json.dumps(told.to_dict()) if as_json else str(told))
 
 
 @app.command()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from lobster_zarr.prediction import Cost
+    from lobster_zarr.report import ConversionReport
 
 WIDTH = 80
 NAME_WIDTH = 28
@@ -201,9 +202,38 @@ class Diagnosis:
         )
 
 
+@dataclass(frozen=True)
+class Repair:
+    """A conversion that a diagnosis proposed, done.
+
+    Parameters
+    ----------
+    before
+        The diagnosis.
+    report
+        Of the conversion.
+    after
+        What is found of the store that it wrote.
+    """
+
+    before: Diagnosis
+    report: ConversionReport
+    after: Diagnosis
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all three as plain values."""
+        return {"before": self.before.to_dict(), "report": self.report.to_dict(), "after": self.after.to_dict()}
+
+    def __str__(self) -> str:
+        command = shlex.join(self.before.arguments_for(self.report.destination))
+        return f"{self.before}\n\n$ {command}\n{self.report}\n\n{self.after}"
+
+
 def _wrapped(text: str, indent: int) -> list[str]:
     kept = text[: len(text) - len(text.lstrip())]
-    return textwrap.wrap(text.lstrip(), WIDTH, initial_indent=kept, subsequent_indent=" " * indent)
+    return textwrap.wrap(
+        text.lstrip(), WIDTH, initial_indent=kept, subsequent_indent=" " * indent, break_on_hyphens=False
+    )
 
 
 def _command(words: Iterable[str]) -> list[str]:

@@ -15,11 +15,14 @@ import numpy as np
 from zarr.core.buffer import default_buffer_prototype
 
 from lobster_zarr import symptoms
+from lobster_zarr.blueprint import file_sizes
 from lobster_zarr.byterange import Network
 from lobster_zarr.convert import convert
-from lobster_zarr.diagnosis import Diagnosis, Finding, Prediction
+from lobster_zarr.diagnosis import Diagnosis, Finding, Prediction, Repair
 from lobster_zarr.errors import InvalidArgumentError
 from lobster_zarr.grid import Runs, cdiv
+from lobster_zarr.h5fetch import FileFetcher
+from lobster_zarr.h5store import FileStore
 from lobster_zarr.inventory import PAGE_KEYS, array_sizes, n_keys
 from lobster_zarr.layout import CODEC_PROFILES, COMPANION
 from lobster_zarr.multimodal import MultimodalDataset
@@ -36,11 +39,12 @@ if TYPE_CHECKING:
     from lobster_zarr.dataset import Dataset
     from lobster_zarr.element import StoreReader
     from lobster_zarr.node import Tree
-    from lobster_zarr.report import ConversionReport
 
 SHARE = 0.05
 """Of the cells, where no column of categories tells."""
 N_GENES = 50
+NODE_BYTES = 100
+"""Of a group in consolidated metadata, besides its attributes; an array takes five times that."""
 SAMPLED_COLUMNS = 8
 SAMPLE_BYTES = 1_000_000
 """A larger chunk of text is not read to count its values."""
@@ -123,7 +127,7 @@ def doctor(
 
 def repair(
     diagnosis: Diagnosis, dest: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
-) -> tuple[ConversionReport, Diagnosis]:
+) -> Repair:
     """Run the conversion that a diagnosis proposes, and examine what it wrote.
 
     Parameters
@@ -134,6 +138,11 @@ def repair(
         Path or URI of the store to write.
     storage_options
         As of :func:`lobster_zarr.open`, for both.
+
+    Returns
+    -------
+    Repair
+        What was found before, what was done, and what is found after.
 
     Raises
     ------
@@ -147,7 +156,7 @@ def repair(
         msg = f"{diagnosis.uri} cannot be repaired by converting it: {why}."
         raise InvalidArgumentError(msg)
     report = convert(diagnosis.uri, dest, storage_options=storage_options, **diagnosis.options)
-    return report, doctor(dest, storage_options)
+    return Repair(diagnosis, report, doctor(dest, storage_options))
 
 
 def _of_packed(packed: tuple[str, int, Finding, str], network: Network, options: Mapping[str, Any] | None) -> Diagnosis:
@@ -172,6 +181,8 @@ async def _examined(
     root = dataset.reader.root if isinstance(dataset, MultimodalDataset) else dataset.reader
     opening, consolidated = await _opening(root, network)
     sizes, source = await array_sizes(root.fetcher, root.tree)
+    if isinstance(root.fetcher, FileFetcher):
+        sizes, source = file_sizes(root.tree, root.fetcher.file.n_bytes), "file"
     parts = {"": dataset} if not isinstance(dataset, MultimodalDataset) else dataset.modalities
     patients = [await _patient(name, part, sizes, dataset.sort_by) for name, part in parts.items()]
     is_sorted = bool(dataset.sort_by) or any(p.sort_by for p in patients)
@@ -181,6 +192,8 @@ async def _examined(
             patients[0].now, is_consolidated=consolidated, is_ours=is_ours(root.tree), n_nodes=len(root.tree.nodes)
         )
     )
+    if isinstance(root.fetcher.store, FileStore) and not isinstance(root.fetcher, FileFetcher):
+        found.insert(0, symptoms.of_age(root.fetcher.store.n_bytes))
     for patient in patients:
         found += symptoms.of_matrices(patient.now)
         if key is not None and (patient.name, patient.column) == key:
@@ -197,7 +210,7 @@ async def _examined(
         )
         drawn += [after[0]] if after else []
         predictions += await _predicted(patient, after)
-    opened = Prediction("open", "", opening, _opening_of(drawn, network) if drawn else None)
+    opened = Prediction("open", "", opening, _opening_of(drawn, root.tree, network) if drawn else None)
     return Diagnosis(
         uri=dataset.uri,
         n_obs=dataset.n_obs,
@@ -276,9 +289,11 @@ def _questions(patient: _Patient, *, contiguous: bool) -> dict[str, Question]:
 async def _opening(reader: StoreReader, network: Network) -> tuple[Cost, bool]:
     """Return what opening costs, and whether the metadata is consolidated. One or two requests."""
     tree, store = reader.tree, reader.fetcher.store
-    if getattr(tree, "container", "zarr") == "hdf5":
-        stats = reader.fetcher.stats
-        return priced(network, stats.n_requests, stats.n_bytes, 3), True
+    if isinstance(store, FileStore):
+        # Of a file from before anndata 0.7, all of it.
+        extents = reader.fetcher.image.extents() if isinstance(reader.fetcher, FileFetcher) else [(0, b"")]
+        n_bytes = sum(len(body) for _, body in extents) or store.n_bytes
+        return priced(network, len(extents), n_bytes, min(len(extents), 3)), True
     key = "zarr.json" if tree.zarr_format == 3 else ".zmetadata"
     body = await store.get(key, default_buffer_prototype())
     root = b"" if body is None else body.to_bytes()
@@ -292,9 +307,11 @@ async def _opening(reader: StoreReader, network: Network) -> tuple[Cost, bool]:
     return priced(network, n_requests, n_bytes, 3), False
 
 
-def _opening_of(models: list[Model], network: Network) -> Cost:
-    """Predict what opening a converted store costs: one request."""
-    n_bytes = sum(len(json.dumps(dict(model.tree.nodes), separators=(",", ":"))) for model in models)
+def _opening_of(models: list[Model], tree: Tree, network: Network) -> Cost:
+    """Predict what opening a converted store costs, of a MuData with the global elements: one request."""
+    others = [path for path in tree.nodes if not path.startswith("mod/")] if tree.children("mod") else []
+    n_bytes = sum(len(json.dumps(tree.attributes(p))) + NODE_BYTES * (1 + 4 * tree.is_array(p)) for p in others)
+    n_bytes += sum(len(json.dumps(dict(model.tree.nodes), separators=(",", ":"))) for model in models)
     for model in models:
         objects, sizes = model.reader.fetcher.objects, model.reader.fetcher.stored_bytes
         n_bytes += sum(n * 4 // 3 for path, n in sizes.items() if any(k.startswith(f"{path}/c") for k in objects))
@@ -355,6 +372,7 @@ def _assumptions(patients: list[_Patient], source: str, network: Network, *, is_
     known = {
         "noted": "sizes are those that the store notes",
         "listed": "sizes are those of the objects, listed",
+        "file": "sizes are the file's, shared out by the codecs as measured on counts",
         "assumed": "sizes are assumed from the codecs, as measured on counts: listing would take several requests",
     }
     told.append(known[source])

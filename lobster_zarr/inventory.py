@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from zarr.storage import ZipStore
 
 from lobster_zarr.errors import AccessDeniedError
+from lobster_zarr.h5store import FileStore
 from lobster_zarr.store import UriStore
 from lobster_zarr.tree import V2_FILES
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from lobster_zarr.fetch import Fetcher
     from lobster_zarr.node import Tree
 
-type Known = Literal["noted", "listed", "assumed"]
+type Known = Literal["noted", "listed", "file", "assumed"]
 """How the sizes of arrays are known."""
 
 PAGE_KEYS = 1_000
@@ -67,8 +68,10 @@ async def array_sizes(fetcher: Fetcher, tree: Tree) -> tuple[dict[str, int], Kno
     """Return the stored bytes of each array by its path, as far as one request tells, and how they are known."""
     if fetcher.stored_bytes:
         return dict(fetcher.stored_bytes), "noted"
-    is_file = getattr(tree, "container", "zarr") == "hdf5"
-    listed = None if is_file else await object_sizes(fetcher.store, n_keys(tree))
+    if isinstance(fetcher.store, FileStore):
+        listed: dict[str, int] | None = {key: len(body) for key, body in fetcher.objects.items()} or None
+    else:
+        listed = await object_sizes(fetcher.store, n_keys(tree))
     if listed is None:
         return {}, "assumed"
     sizes = dict.fromkeys((tree.array(p).path for p in tree.arrays_below("")), 0)

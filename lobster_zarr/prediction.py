@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from zarr.storage import MemoryStore
 
-from lobster_zarr.blueprint import assumed_bytes, blueprint
+from lobster_zarr.blueprint import assumed_bytes, blueprint, file_sizes
 from lobster_zarr.element import StoreReader, orient
 from lobster_zarr.fetch import Fetcher
 from lobster_zarr.grid import Runs, chunks_of_runs
+from lobster_zarr.h5array import FileArray
+from lobster_zarr.h5fetch import FileFetcher
 from lobster_zarr.layout import COMPANION, DESCENTS, SOURCE_ORDER, VALUES_OF
 from lobster_zarr.node import FIRST, INDEX
 from lobster_zarr.plan import ArrayRead, index_needed
@@ -37,8 +39,8 @@ BEGIN = 0.37
 """Where a contiguous category begins: nowhere in particular."""
 MANY_OBJECTS = 100
 """Of an array without shards: of more, the requests are counted, not planned."""
-PLACE_BYTES = 32
-"""Of a chunk, in what an HDF5 file says of where its chunks lie."""
+PLACE_BYTES, LEAF_CHUNKS = 48, 64
+"""Of a chunk, in what an HDF5 file says of where its chunks lie; and how many a leaf of that has at most."""
 
 
 @dataclass(frozen=True)
@@ -114,25 +116,22 @@ class Model:
     def priced(self, reads: Iterable[ArrayRead], round_trips: int = 3) -> Cost:
         """Price reads from cold: what they bring, and the shard indexes that are nowhere noted."""
         reads, fetcher = list(reads), self.reader.fetcher
-        alone = [read for read in reads if read.node.sharding is None and read.node.grid.n_chunks > MANY_OBJECTS]
+        alone = [read for read in reads if not read.node.has_index and read.node.grid.n_chunks > MANY_OBJECTS]
         n_requests, n_bytes = fetcher.price(read for read in reads if read not in alone)
         for read in alone:  # an object a chunk: nothing to plan, and there may be millions
             n_requests += len(read.chunk_ids)
             n_bytes += fetcher.stored_bytes[read.node.path] * len(read.chunk_ids) // read.node.grid.n_chunks
         for read in reads:
-            if read.node.sharding is not None and not read.as_objects and not self._is_noted(read.node):
-                shards = index_needed(read.node, read.chunk_ids)
-                n_requests, n_bytes = n_requests + len(shards), n_bytes + len(shards) * self._index_bytes(read.node)
+            if read.node.has_index and not read.as_objects and not self._is_noted(read.node):
+                more_requests, more_bytes = _places(read)
+                n_requests, n_bytes = n_requests + more_requests, n_bytes + more_bytes
         return priced(self.network, n_requests, n_bytes, round_trips)
 
     def _is_noted(self, node: ArrayNode) -> bool:
+        if isinstance(node, FileArray):
+            return not node.index.pending
         group, _, name = node.path.removeprefix(self.tree.root).rpartition("/")
         return node.chunk_sizes is not None or (name in {"data", "indices"} and f"{group}/{INDEX}" in self.tree)
-
-    def _index_bytes(self, node: ArrayNode) -> int:
-        if getattr(self.tree, "container", "zarr") == "hdf5":
-            return PLACE_BYTES * node.grid.n_chunks
-        return node.index_bytes
 
     def matrix(self) -> str | None:
         """Return the path of the matrix that is asked for: X, else the first layer, else none."""
@@ -220,6 +219,15 @@ class Model:
         return reads
 
 
+def _places(read: ArrayRead) -> tuple[int, int]:
+    """Requests and bytes of what says where the chunks of a read lie."""
+    if isinstance(read.node, FileArray):  # a tree: its root, then the leaves that are needed
+        n_chunks = len(read.chunk_ids)
+        return (min(n_chunks, 1) if read.node.grid.n_chunks < LEAF_CHUNKS else 2), n_chunks * PLACE_BYTES
+    n_shards = len(index_needed(read.node, read.chunk_ids))
+    return n_shards, n_shards * read.node.index_bytes
+
+
 async def model_of(
     tree: Tree, sizes: Mapping[str, int], objects: Mapping[str, bytes], network: Network, *, strict: bool, uri: str = ""
 ) -> Model:
@@ -244,7 +252,7 @@ async def model_of(
     stored = {node.path: sizes[node.path] if node.path in sizes else assumed_bytes(node) for node in nodes}
     fetcher = Fetcher(MemoryStore(), network=network, strict=strict, stored_bytes=stored, objects=objects)
     for node in nodes:
-        if node.sharding is not None and node.grid.n_chunks:
+        if node.has_index and node.grid.n_chunks:
             _suppose_index(fetcher, node, stored[node.path])
     reader = StoreReader(fetcher, tree, uri)
     offsets: dict[str, list[ArrayRead]] = {}
@@ -334,9 +342,10 @@ async def after_conversion(reader: StoreReader, n_rows: int | None, n_genes: int
         From cold, opening left out.
     """
     fetcher, obs, var = reader.fetcher, reader.obs, reader.var
-    model = await model_of(
-        reader.tree, fetcher.stored_bytes, fetcher.objects, fetcher.network, strict=fetcher.strict, uri=reader.uri
-    )
+    sizes = fetcher.stored_bytes
+    if isinstance(fetcher, FileFetcher):
+        sizes = file_sizes(reader.tree, fetcher.file.n_bytes)
+    model = await model_of(reader.tree, sizes, fetcher.objects, fetcher.network, strict=fetcher.strict, uri=reader.uri)
     rows = None if n_rows is None else category(obs.n_rows, n_rows / max(obs.n_rows, 1), contiguous=True)
     genes = None if n_genes is None else scattered(var.n_rows, n_genes)
     after = await converted(model, None if rows is None else "")

@@ -166,7 +166,7 @@ def _codec(where: str, nodes: tuple[ArrayNode, ...], stored: int) -> Iterator[Fi
             where,
             "it is not compressed.",
             f"each query brings its values in full; all of it is {human_bytes(decoded)}.",
-            f"{CONVERT}: pcodec stores counts in about an eighth of that.",
+            f"{CONVERT}: each chunk is compressed, counts to about an eighth.",
         )
     elif codec.startswith("blosc") or codec not in INDEX_RATES or len(nodes) == 1:
         return
@@ -206,7 +206,16 @@ def _dtypes(model: Model, path: str, indices: ArrayNode | None, values: ArrayNod
 
 def of_container(model: Model, *, is_consolidated: bool, is_ours: bool, n_nodes: int) -> Iterator[Finding]:
     """Find what the store as a whole lacks."""
-    if getattr(model.tree, "container", "zarr") != "hdf5" and not is_consolidated:
+    if model.tree.container == "hdf5":
+        yield Finding(
+            "no-notes",
+            "file",
+            "an HDF5 file says where its chunks lie in trees of its own.",
+            "opening walks them, and each query reads offsets, places of chunks and whole columns of the condition.",
+            f"{CONVERT}: a store opens in one request and notes all that; `lobster-zarr index` notes the places alone.",
+        )
+        return
+    if not is_consolidated:
         yield Finding(
             "unconsolidated",
             "store",
@@ -222,6 +231,17 @@ def of_container(model: Model, *, is_consolidated: bool, is_ours: bool, n_nodes:
             "queries first read offsets, shard indexes and whole columns of the condition.",
             f"{CONVERT}: sizes and the values of chunks are noted in the metadata.",
         )
+
+
+def of_age(n_bytes: int) -> Finding:
+    """Say of a file from before anndata 0.7 that it is read whole."""
+    return Finding(
+        "legacy",
+        "file",
+        "it was written before anndata 0.7.",
+        f"opening it reads all of it, {human_bytes(n_bytes)}, and holds it in memory.",
+        f"{CONVERT}.",
+    )
 
 
 def candidates(tree: Tree) -> dict[str, int]:

@@ -38,7 +38,7 @@ RINGS: dict[int, set[str]] = {
         "_source",
         "checksum",
     },  # pure model
-    3: {"plan"},  # pure planning
+    3: {"plan", "h5format", "h5array", "h5filter", "h5image"},  # pure planning, and what HDF5 files are made of
     4: {
         "agent",
         "address",
@@ -50,7 +50,6 @@ RINGS: dict[int, set[str]] = {
         "connection",
         "refusal",
         "loop",
-        "rawfile",
         "place",
         "s3client",
         "wholefile",
@@ -62,8 +61,22 @@ RINGS: dict[int, set[str]] = {
         "fetch",
         "identity",
         "inventory",
+        "sidecar",
+        "h5store",
+        "h5tree",
+        "h5fetch",
     },  # talks to a network
-    5: {"table", "joined", "sparse", "dense", "element"},  # one AnnData element each
+    5: {
+        "table",
+        "joined",
+        "sparse",
+        "dense",
+        "element",
+        "whole",
+        "h5whole",
+        "h5legacy",
+        "h5node",
+    },  # one AnnData element each
     6: {
         "report",
         "summary",
@@ -92,6 +105,7 @@ RINGS: dict[int, set[str]] = {
         "verify",
         "audit",
         "reopen",
+        "h5index",
         "assemble",
         "recipe",
         "moments",
@@ -132,6 +146,7 @@ EXPORTS = [
     "ConversionReport",
     "Dataset",
     "Diagnosis",
+    "IndexReport",
     "MultimodalDataset",
     "MultimodalSelection",
     "Network",
@@ -140,6 +155,7 @@ EXPORTS = [
     "doctor",
     "errors",
     "export",
+    "index",
     "open",
     "verify",
 ]
