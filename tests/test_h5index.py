@@ -104,6 +104,7 @@ def test_a_plan_of_numbers_is_what_is_fetched(on_s3):
     uri, options, _ = on_s3
     selection = lz.open(uri, options).query(slice(1_000, 2_000), obs_columns=["n_counts"])
     plan, before = selection.explain(), dict(selection.stats.by_array)
+    assert "X, once converted and sorted so that these cells lie together: about" in str(plan)
     selection.to_memory()
     assert {array.path for array in plan.arrays if not array.exact} == {
         "obs/_index/values",
