@@ -17,10 +17,13 @@ from lobster_zarr.h5legacy import is_legacy
 from lobster_zarr.h5store import FileStore, is_file
 from lobster_zarr.h5tree import Survey
 from lobster_zarr.h5whole import stored_parts
+from lobster_zarr.markup import body as body_of
+from lobster_zarr.markup import box, facts, figures, heading, mono
 from lobster_zarr.plan import ArrayRead
 from lobster_zarr.report import human_bytes
 from lobster_zarr.sidecar import SUFFIX, document
 from lobster_zarr.store import display_uri, run
+from lobster_zarr.typeset import printable
 from lobster_zarr.wholefile import make_folder, whole_file
 
 if TYPE_CHECKING:
@@ -62,10 +65,17 @@ class IndexReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        return (
-            f"Kept {self.index}: {human_bytes(self.n_bytes)} for {self.n_chunks:,} chunks of {self.n_arrays:,} "
-            f"datasets. {self.uri} opens in one request now."
+        size = f"{human_bytes(self.n_bytes)} for {self.n_chunks:,} chunks of {self.n_arrays:,} datasets"
+        return f"Kept {printable(self.index)}\n  {size}; the file opens in one request now"
+
+    def _repr_html_(self) -> str:
+        told = figures(
+            (human_bytes(self.n_bytes), "index"),
+            (f"{self.n_chunks:,}", "chunks"),
+            (f"{self.n_arrays:,}", "datasets"),
         )
+        head = heading("Indexed", "opens in one request now", self.uri)
+        return box(str(self), head, told, body_of(facts(("kept at", mono(self.index)))))
 
 
 def index(

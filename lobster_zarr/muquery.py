@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lobster_zarr import selected
 from lobster_zarr._clause import short
 from lobster_zarr.blocks import BLOCK_BYTES
 from lobster_zarr.client import client_for
@@ -66,6 +67,9 @@ class MultimodalSelection:
         chosen = ", ".join(self.modalities)
         shown = f"obs={short(repr(asked.obs))}, var={short(repr(var))}, modalities={chosen}"
         return f"MultimodalSelection({shown}) of {self.uri}"
+
+    def _repr_html_(self) -> str:
+        return selected.show_modalities(repr(self), self._reading)
 
     def __getitem__(self, modality: str) -> Selection:
         """Return the selection of one modality: its cells, in the order of the whole.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lobster_zarr import aggregate, xarrays
+from lobster_zarr import aggregate, selected, xarrays
 from lobster_zarr._clause import short
 from lobster_zarr.assemble import release
 from lobster_zarr.blocks import BLOCK_BYTES, Block
@@ -65,6 +65,9 @@ class Selection:
         asked = self._reading
         shown = f"obs={short(repr(asked.obs))}, var={short(repr(asked.var))}, order={asked.order!r}"
         return f"Selection({shown}) of {self.uri}"
+
+    def _repr_html_(self) -> str:
+        return selected.show(repr(self), self._reading)
 
     def count(self) -> int:
         """Count the cells. Reads the columns and genes that the predicate names, nothing else."""
