@@ -148,7 +148,7 @@ class StorageBackend(Rooted):
         _refuse(backed and (in_place or at.scheme != "file"), "backed", "a whole local .h5ad or .h5mu")
         if in_place:
             selection = self._checked(self._open(at)).query(**asked)
-            return selection.to_lazy() if lazy else selection.to_memory()
+            return selection.to_lazy() if lazy else selection.to_memory(progress=self.progress)
         with self._local(at, callback) as file:
             self._check_kind(several=datafile.is_mudata(file), what=str(at))
             return datafile.read_file(file, backed=backed)

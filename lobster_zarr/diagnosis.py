@@ -219,7 +219,10 @@ class Diagnosis:
         for p in self.predictions:
             query = f"{p.modality}: {p.query}" if p.modality else p.query
             told = [*_cells(p.now), *(_cells(p.after) if both else ())]
-            bars = [bar(c.seconds / most, cls) if c else "" for c, cls in ((p.now, "warm" if both else ""), (p.after, "good"))]
+            bars = [
+                bar(c.seconds / most, cls) if c else ""
+                for c, cls in ((p.now, "warm" if both else ""), (p.after, "good"))
+            ]
             rows.append((query, *told, joined(bars[: 1 + both])))
         heads = "requests", "bytes", "time"
         named = ["", *(f"{head} now" if both else head for head in heads), *(f"{h} after" for h in heads if both), ""]

@@ -230,8 +230,8 @@ class QueryPlan:
         return drawn
 
     def _read(self, most: int | None = None) -> list[ArrayPlan]:
-        """Return the arrays that cost a request, of more than `most` the dearest; others lie in the metadata."""
-        read = [a for a in self.arrays if a.n_requests]
+        """Return the arrays that cost something, of more than `most` the dearest; others lie in the metadata."""
+        read = [a for a in self.arrays if a.n_requests or a.n_bytes]
         dearest = set(map(id, sorted(read, key=lambda a: -a.n_bytes)[:most]))
         return [a for a in read if id(a) in dearest]
 
@@ -304,7 +304,7 @@ class QueryPlan:
             for a in arrays
         ]
         heads = ("array", "chunks touched, from first to last", "chunks", "requests", "bytes", "")
-        return table(heads if named else [""] * 6, (27, 36, 14, 8, 9, 8), rows, {2, 3, 4}) if rows else tag("div")
+        return table(heads if named else [""] * 6, (26, 34, 14, 9, 10, 8), rows, {2, 3, 4}) if rows else tag("div")
 
     def _layouts_html(self, path: str, ways: dict[str, int]) -> Markup:
         chosen, most = next(iter(ways)), max(*ways.values(), 1)

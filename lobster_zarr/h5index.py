@@ -20,9 +20,10 @@ from lobster_zarr.h5whole import stored_parts
 from lobster_zarr.markup import body as body_of
 from lobster_zarr.markup import box, facts, figures, heading, mono
 from lobster_zarr.plan import ArrayRead
-from lobster_zarr.report import human_bytes
+from lobster_zarr.report import Progress, human_bytes
 from lobster_zarr.sidecar import SUFFIX, document
 from lobster_zarr.store import display_uri, run
+from lobster_zarr.traffic import Stats, observed
 from lobster_zarr.typeset import printable
 from lobster_zarr.wholefile import make_folder, whole_file
 
@@ -79,7 +80,11 @@ class IndexReport:
 
 
 def index(
-    uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None, *, local: bool = False
+    uri: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    local: bool = False,
+    progress: bool = True,
 ) -> IndexReport:
     """Keep where the chunks of an .h5ad or .h5mu lie, so that it opens in one request.
 
@@ -92,6 +97,8 @@ def index(
     local
         Write to this user's cache instead of beside the file: then only this user profits,
         and opening needs no request at all.
+    progress
+        Show what arrives when on a terminal, if it takes a second.
 
     Returns
     -------
@@ -112,7 +119,9 @@ def index(
         raise InvalidArgumentError(msg)
     store = FileStore(uri, storage_options)
     writer = None if local else FileStore(uri, storage_options, read_only=False)
-    tree, body = run(_index(store))
+    stats = Stats()
+    with Progress(enabled=progress).watching("indexing", stats):
+        tree, body = run(_index(store, stats))
     if writer is None:
         path = make_folder(store.cache_path)
         with whole_file(path) as part:
@@ -126,7 +135,12 @@ def index(
     return IndexReport(str(store), where, len(arrays), n_chunks, len(body))
 
 
-async def _index(store: FileStore) -> tuple[Tree, bytes]:
+async def _index(store: FileStore, stats: Stats) -> tuple[Tree, bytes]:
+    with observed(stats):
+        return await _learnt(store)
+
+
+async def _learnt(store: FileStore) -> tuple[Tree, bytes]:
     tree, image, base = await read_metadata(store)
     if is_legacy(tree):
         msg = f"{store} was written before anndata 0.7 and is read whole; convert it, or re-save it with a current one."

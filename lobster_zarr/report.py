@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import resource
 import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +22,15 @@ from lobster_zarr.typeset import WIDTH, human_seconds, printable, shortened, wra
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import rich.progress
+
+    from lobster_zarr.traffic import Stats
+
     Advance = Callable[[int], None]
+
+NAME_WIDTH = 26
+PATIENCE_SECONDS = 1.0
+"""What is read sooner shows no bar."""
 
 
 def human_bytes(n_bytes: float) -> str:
@@ -202,7 +212,7 @@ class VerificationReport:
         told = figures(
             (f"{self.n_arrays:,}", "arrays read"),
             (human_bytes(self.n_bytes), "read and checked"),
-            (f"{len(self.compared):,}" if self.compared else "–", "elements equal to the source"),
+            (f"{len(self.compared):,}" if self.compared else "none", "elements equal to the source"),
             (human_seconds(self.seconds), "wall time"),
         )
         names = columns([(path, "", "") for path in self.compared])
@@ -218,10 +228,10 @@ def _from_to(source: str, destination: str) -> list[str]:
 
 
 class Progress:
-    """One bar a phase, with rate and time left; silent when not on a terminal."""
+    """One bar a phase, with rate and time left; silent when nobody looks: neither a terminal nor a notebook."""
 
     def __init__(self, *, enabled: bool, label: str = "") -> None:
-        self.enabled, self.label = enabled and sys.stderr.isatty(), label
+        self.enabled, self.label = enabled and (sys.stderr.isatty() or _draws_in_notebook()), label
 
     def of(self, part: str) -> Progress:
         """Return the same for a part of the work, whose name its bars begin with."""
@@ -233,18 +243,8 @@ class Progress:
         if not self.enabled or total == 0:
             yield lambda _: None
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description:<28}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
-            task = bars.add_task(f"{self.label}{name}", total=total, rate="")
+        with _bars(transient=False) as bars:
+            task = bars.add_task(shortened(f"{self.label}{name}", NAME_WIDTH), total=total, rate="")
 
             def advance(amount: int) -> None:
                 speed = bars.tasks[task].speed
@@ -252,3 +252,60 @@ class Progress:
                 bars.update(task, advance=amount, rate=rate)
 
             yield advance
+
+    @contextmanager
+    def watching(self, name: str, stats: Stats) -> Iterator[None]:
+        """Show the bytes that arrive while the body runs, once that has taken a while; nothing of it stays.
+
+        Parameters
+        ----------
+        name
+            Of what is being done.
+        stats
+            Counts what arrives.
+        """
+        if not self.enabled:
+            yield
+            return
+        ended = threading.Event()
+        watch = threading.Thread(target=_watch, args=(name, stats, ended), daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watch.join()
+
+
+def _watch(name: str, stats: Stats, ended: threading.Event) -> None:
+    begun, arrived = stats.begun_bytes, stats.n_bytes
+    if ended.wait(PATIENCE_SECONDS):
+        return
+    with _bars(transient=True) as bars:
+        task = bars.add_task(name, total=None, rate="")
+        while not ended.wait(0.1):
+            read = stats.n_bytes - arrived
+            total = max(stats.begun_bytes - begun, read) or None
+            speed = bars.tasks[task].speed
+            rate = human_bytes(read) + (f", {human_bytes(speed)}/s" if speed else "")
+            bars.update(task, completed=read, total=total, rate=rate)
+
+
+def _draws_in_notebook() -> bool:
+    """Whether this is a notebook in which bars can be drawn."""
+    return "ipykernel" in sys.modules and find_spec("ipywidgets") is not None
+
+
+def _bars(*, transient: bool) -> rich.progress.Progress:
+    """Return bars that fit 80 columns."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(f"{{task.description:<{NAME_WIDTH}}}", markup=False),  # it may be a name of a store's
+        BarColumn(bar_width=14),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=transient)

@@ -6,10 +6,10 @@ Must not read anything, nor open a store that came in a pickle and was not used 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 
 from lobster_zarr._clause import short
 from lobster_zarr.markup import Markup, body, box, facts, heading, joined, mono, notes, section, tag
@@ -34,7 +34,10 @@ def show(text: str, asked: Reading) -> Markup:
         return box(text, heading("Selection", "of a store that is not open here yet", asked.uri))
     n_obs, n_vars = asked.reader.obs.n_rows, asked.reader.var.n_rows
     columns = None if asked.resolved is None else asked.resolved[1].count(n_vars)
-    known = (_known(asked.n_obs_known, asked.obs, n_obs), n_obs, "cells"), (_known(columns, asked.var, n_vars), n_vars, "genes")
+    known = (
+        (_known(asked.n_obs_known, asked.obs, n_obs), n_obs, "cells"),
+        (_known(columns, asked.var, n_vars), n_vars, "genes"),
+    )
     chips = [f"{asked.order} order", *_budget(asked.max_bytes, asked.memory_limit)]
     told = facts(("cells", _selector(asked.obs, n_obs)), *_of_genes(asked))
     head = heading("Selection", _size(known), asked.uri, *chips)
@@ -71,15 +74,15 @@ def _known(learnt: int | None, given: Any, n_rows: int) -> int | None:
     """Return how many are selected, where that was learnt or is plain from what was given."""
     if learnt is not None or given is None:
         return n_rows if learnt is None else learnt
-    plain = isinstance(given, Sized) and not isinstance(given, str | Mapping)
-    return np.count_nonzero(given) if plain and np.asarray(given).dtype == bool else len(given) if plain else None
+    if not isinstance(given, Sized) or isinstance(given, str | Mapping):
+        return None
+    values = np.asarray(given)
+    return int(np.count_nonzero(values)) if values.dtype == bool else len(given)
 
 
 def _size(known: Sequence[tuple[int | None, int, str]]) -> str:
     shares = {True: "", False: "some of "}
-    return " × ".join(
-        f"{shares[n == of] if n in (None, of) else f'{n:,} of '}{of:,} {what}" for n, of, what in known
-    )
+    return " × ".join(f"{shares[n == of] if n in (None, of) else f'{n:,} of '}{of:,} {what}" for n, of, what in known)
 
 
 def _budget(max_bytes: int | None, memory_limit: int | None) -> list[str]:
@@ -100,17 +103,14 @@ def _of_genes(asked: Reading) -> list[tuple[str, str]]:
 
 def _selector(given: Any, n_rows: int) -> str:
     """Tell what selects cells or genes."""
-    if given is None:
-        return f"all {n_rows:,}"
-    if given is ...:
-        return "those of the selection across modalities"
-    if isinstance(given, str | pl.Expr):
-        return mono(str(given))
-    if isinstance(given, Mapping):
-        return joined(tag("div", mono(f"{name}: {short(repr(value))}")) for name, value in given.items())
-    if isinstance(given, slice):
-        return mono(repr(given))
-    if not isinstance(given, Sized):
+    match given:
+        case None:
+            return f"all {n_rows:,}"
+        case EllipsisType():
+            return "those of the selection across modalities"
+        case Mapping():
+            return joined(tag("div", mono(f"{name}: {short(repr(value))}")) for name, value in given.items())
+    if isinstance(given, str) or not isinstance(given, Sized):
         return mono(str(given))
     values = np.asarray(given)
     if values.dtype == bool:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lobster_zarr.node import ArrayNode, Tree
 
-MAX_COLUMNS_SHOWN = 12
+MAX_COLUMNS_SHOWN, MAX_ELEMENTS_SHOWN = 12, 40
 MOST_OPEN = 8
 """A group of more elements is closed at first, and so are more modalities."""
 INDENT, NAME_WIDTH = 7, 30
@@ -91,10 +91,13 @@ class StoreInfo:
                 "×".join(f"{n:,}" for n in e.chunk),
                 _size(e.stored_bytes),
             )
-            for e in self.elements
+            for e in self.elements[:MAX_ELEMENTS_SHOWN]
         ]
-        heads = "element", "stored as", "dtype", "shape", "codec", "chunk", "size"
+        known = any(e.stored_bytes is not None for e in self.elements)
+        heads = "element", "stored as", "dtype", "shape", "codec", "chunk", "size" if known else ""
         lines = aligned([heads, *rows], {3, 5, 6}, (0, 1, 4, 2)) if rows else []
+        if len(self.elements) > MAX_ELEMENTS_SHOWN:
+            lines.append(f"  … {len(self.elements) - MAX_ELEMENTS_SHOWN:,} more elements")
         for name, columns in (("obs", self.obs), ("var", self.var)):
             lines += wrapped(f"{_told(columns)}", INDENT, f"  {name}")
         return [*lines, *wrapped(_listed(self.uns), INDENT, "  uns")] if self.uns else lines
@@ -215,8 +218,8 @@ def _matrices(group: str, elements: Sequence[ElementInfo], most_bytes: int) -> M
         )
         for e in elements
     ]
-    heads = ("name", "stored as", "dtype", "shape", "codec", "chunk", "size", "")
     known = [e.stored_bytes for e in elements if e.stored_bytes is not None]
+    heads = ("name", "stored as", "dtype", "shape", "codec", "chunk", "size" if known else "", "")
     parents = dict.fromkeys(e.path.partition("/")[0] for e in elements)
     return section(
         ", ".join(parents),
@@ -237,7 +240,9 @@ def _columns_html(name: str, columns: Mapping[str, str], member_bytes: Mapping[s
 def _names_html(name: str, names: Sequence[str], member_bytes: Mapping[str, int]) -> Markup:
     told = [(n, "", _size(member_bytes.get(f"{name}/{n}"))) for n in names]
     end = _size(member_bytes.get(name))
-    return section(name, f"{len(names):,}", columns_of(told), is_open=False, names=names, end=end) if names else Markup()
+    return (
+        section(name, f"{len(names):,}", columns_of(told), is_open=False, names=names, end=end) if names else Markup()
+    )
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -258,7 +263,9 @@ def _members(sizes: Mapping[str, int]) -> dict[str, int]:
     return found
 
 
-def summarize(uri: str, tree: Tree, shape: tuple[int, int], noted: Mapping[str, Any]) -> StoreInfo:
+def summarize(
+    uri: str, tree: Tree, shape: tuple[int, int], noted: Mapping[str, Any], file_bytes: int | None = None
+) -> StoreInfo:
     """Describe a store.
 
     Parameters
@@ -271,6 +278,8 @@ def summarize(uri: str, tree: Tree, shape: tuple[int, int], noted: Mapping[str, 
         Cells and genes.
     noted
         What the conversion noted in the root attributes.
+    file_bytes
+        Of a raw file, its size.
     """
     sizes: Mapping[str, int] = noted.get("stored_bytes", {})
     paths = [p for p in ("X", "raw/X") if p in tree]
@@ -282,7 +291,7 @@ def summarize(uri: str, tree: Tree, shape: tuple[int, int], noted: Mapping[str, 
         n_vars=shape[1],
         writer=_writer(tree, noted, "AnnData"),
         sort_by=tuple(noted.get("sort_by", ())),
-        stored_bytes=sum(sizes.values()) if sizes else None,
+        stored_bytes=sum(sizes.values()) if sizes else file_bytes,
         elements=tuple(_element(tree, p, sizes) for p in paths),
         obs=_columns(tree, "obs"),
         var=_columns(tree, "var"),
@@ -292,7 +301,12 @@ def summarize(uri: str, tree: Tree, shape: tuple[int, int], noted: Mapping[str, 
 
 
 def summarize_modalities(
-    uri: str, tree: Tree, shape: tuple[int, int], noted: Mapping[str, Any], parts: dict[str, StoreInfo]
+    uri: str,
+    tree: Tree,
+    shape: tuple[int, int],
+    noted: Mapping[str, Any],
+    parts: dict[str, StoreInfo],
+    file_bytes: int | None = None,
 ) -> MultimodalInfo:
     """Describe a MuData store; arguments as of `summarize`, and the description of each modality."""
     sizes: Mapping[str, int] = noted.get("stored_bytes", {})
@@ -303,7 +317,7 @@ def summarize_modalities(
         axis=int(tree.attributes("").get("axis", 0)),
         writer=_writer(tree, noted, "MuData"),
         sort_by=tuple(noted.get("sort_by", ())),
-        stored_bytes=sum(sizes.values()) if sizes else None,
+        stored_bytes=sum(sizes.values()) if sizes else file_bytes,
         obs=_columns(tree, "obs"),
         var=_columns(tree, "var"),
         obsm=tuple(name for name in tree.children("obsm") if name not in parts),

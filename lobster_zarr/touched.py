@@ -103,12 +103,12 @@ def _runs(places: np.ndarray) -> list[tuple[int, int]]:
 
 
 def draw(lanes: Sequence[Lane], ax: Axes | None) -> Axes:
-    """Draw arrays under one another, each from its first chunk to its last; chunks of a second axis lie under the first.
+    """Draw arrays under one another, each from its first chunk to its last.
 
     Parameters
     ----------
     lanes
-        The arrays, the first on top.
+        The arrays, the first on top; chunks of a second axis lie under those of the first.
     ax
         Where; None for a figure of its own.
 
@@ -145,7 +145,9 @@ def _draw_lane(ax: Axes, lane: Lane, top: float, height: float) -> None:
     n_rows = min(down, LANE_ROWS)
     y = y * n_rows // max(down, 1)
     step = height / max(n_rows, 1)
-    ax.broken_barh([(0, 1)], (top, height), facecolor="0.5", alpha=0.15, linewidth=0)
+    ax.broken_barh([(0, 1)], (top, height), facecolor="0.5", alpha=0.15, linewidth=0)  # all of the array
     for row in range(n_rows):
         spans = [(a / across, (b - a) / across) for a, b in _runs(np.unique(x[y == row]))]
-        ax.broken_barh(spans, (top + row * step, step), facecolor="C0", linewidth=0.4, edgecolor="C0")
+        ax.broken_barh(
+            spans, (top + row * step, step * (1 if n_rows == 1 else 0.9)), facecolor="C0", linewidth=0.4, edgecolor="C0"
+        )

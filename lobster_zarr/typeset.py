@@ -50,9 +50,7 @@ def wrapped(text: str, indent: int, label: str = "") -> list[str]:
     room = WIDTH - indent
     words = [word if len(word) <= room else shortened(word, room) for word in printable(text).split()]
     together = _UNIT.sub("\\1\u00a0\\2", " ".join(words))
-    lines = textwrap.wrap(
-        together, WIDTH, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False
-    )
+    lines = textwrap.wrap(together, WIDTH, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False)
     return [line.replace("\u00a0", " ") for line in lines]
 
 
@@ -77,7 +75,9 @@ def aligned(rows: Sequence[Sequence[str]], right: Collection[int], shrunk: Seque
     lines = []
     for row in rows:
         cells = [shortened(cell, width) for cell, width in zip(row, widths, strict=True)]
-        placed = [c.rjust(w) if at in right else c.ljust(w) for at, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        placed = [
+            c.rjust(w) if at in right else c.ljust(w) for at, (c, w) in enumerate(zip(cells, widths, strict=True))
+        ]
         lines.append(f"{' ' * indent}{'  '.join(placed)}".rstrip())
     return lines
 

@@ -38,7 +38,8 @@ text-align:right}
 THEMES = {
     "light": "<body style='background:#fff;color:#111'>",
     "dark": "<body style='background:#111;color:#e8e8e8;color-scheme:dark'>",
-    "jupyterlab-light": "<body data-jp-theme-light='true' style='background:#fff;--jp-content-font-color1:rgba(0,0,0,.87);"
+    "jupyterlab-light": "<body data-jp-theme-light='true' style='background:#fff;"
+    "--jp-content-font-color1:rgba(0,0,0,.87);"
     "--jp-ui-font-color1:rgba(0,0,0,.87);--jp-layout-color0:#fff;--jp-layout-color2:#eee;--jp-brand-color1:#1976d2;"
     "--jp-border-color1:#bdbdbd'>",
     "jupyterlab-dark": "<body data-jp-theme-light='false' style='background:#111;--jp-content-font-color1:#fff;"
@@ -76,7 +77,7 @@ def crowded() -> ad.AnnData:
     n_obs, n_vars = 300, 40
     obs = pd.DataFrame({f"score_of_signature_number_{i}": rng.random(n_obs) for i in range(60)})
     obs.index = [f"cell-{i}" for i in range(n_obs)]
-    obs["<img src=x onerror=alert(1)> & \"q\""] = 1
+    obs['<img src=x onerror=alert(1)> & "q"'] = 1
     made = ad.AnnData(sparse.csr_matrix(rng.poisson(0.4, (n_obs, n_vars)).astype("float32")), obs=obs)
     made.layers = {f"imputed_by_model_{i}_with_a_long_name_of_its_own": made.X for i in range(300)}
     return made
@@ -107,8 +108,14 @@ def pieces(folder: Path, others: list[str]) -> list[tuple[str, object]]:
     shown[-1][1].count()  # type: ignore[attr-defined]
     shown += [("MultimodalDataset", cite), ("its plan", joint.explain()), ("its selection", joint)]
     shown += [("Diagnosis", lz.doctor(plain)), ("healthy", lz.doctor(ours)), ("ConversionReport", report)]
-    shown += [("VerificationReport", lz.verify(ours, made, progress=False)), ("crowded", lz.open(folder / "crowded.zarr"))]
-    shown += [("its plan", lz.open(folder / "crowded.zarr").query([3, 4]).explain()), ("empty", lz.open(folder / "empty.zarr"))]
+    shown += [
+        ("VerificationReport", lz.verify(ours, made, progress=False)),
+        ("crowded", lz.open(folder / "crowded.zarr")),
+    ]
+    shown += [
+        ("its plan", lz.open(folder / "crowded.zarr").query([3, 4]).explain()),
+        ("empty", lz.open(folder / "empty.zarr")),
+    ]
     shown += [("IndexReport", lz.index(folder / "atlas.h5ad")), ("a raw file", lz.open(folder / "atlas.h5ad"))]
     shown += [("its plan", lz.open(folder / "atlas.h5ad").query("cell_type == 'NK'", ["gene-3"]).explain())]
     shown += [("Repair", repair(lz.doctor(plain), folder / f"repaired-{len(list(folder.iterdir()))}.zarr"))]

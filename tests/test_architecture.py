@@ -39,7 +39,14 @@ RINGS: dict[int, set[str]] = {
         "checksum",
         "markup",
     },  # pure model
-    3: {"plan", "touched", "h5format", "h5array", "h5filter", "h5image"},  # pure planning, and what HDF5 files are made of
+    3: {
+        "plan",
+        "touched",
+        "h5format",
+        "h5array",
+        "h5filter",
+        "h5image",
+    },  # pure planning, and what HDF5 files are made of
     4: {
         "agent",
         "address",
@@ -83,6 +90,7 @@ RINGS: dict[int, set[str]] = {
         "summary",
         "query",
         "selected",
+        "piecewise",
         "reading",
         "blocks",
         "costs",
