@@ -283,12 +283,14 @@ def _watch(name: str, stats: Stats, ended: threading.Event) -> None:
         return
     with _bars(transient=True) as bars:
         task = bars.add_task(name, total=None, rate="")
-        while not ended.wait(0.1):
+        waiting = True
+        while waiting:
             read = stats.n_bytes - arrived
             total = max(stats.begun_bytes - begun, read) or None
             speed = bars.tasks[task].speed
             rate = human_bytes(read) + (f", {human_bytes(speed)}/s" if speed else "")
             bars.update(task, completed=read, total=total, rate=rate)
+            waiting = not ended.wait(0.1)
 
 
 def _draws_in_notebook() -> bool:

@@ -73,7 +73,8 @@ def line(chunk_ids: np.ndarray, chunks_per_axis: tuple[int, ...]) -> str:
 def strip(chunk_ids: np.ndarray, chunks_per_axis: tuple[int, ...]) -> Markup:
     """Draw the chunks as an SVG image, stronger where more of them are touched."""
     told = shares(chunk_ids, chunks_per_axis, STRIP_BINS)
-    levels = np.ceil(told * LEVELS).astype(int)
+    # A share just above a level is that level: bins of 41 and of 42 chunks would flicker.
+    levels = np.where(told > 0, np.maximum(np.ceil(told * LEVELS - 0.1), 1), 0)
     height, width = levels.shape
     paths = []
     for level in range(1, LEVELS + 1):
