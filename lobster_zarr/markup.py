@@ -63,10 +63,10 @@ border-left:6px solid var(--lz-muted);transform:translateY(-1px)}
 .lz-peek{flex:1 1 0;min-width:0;white-space:nowrap;overflow:hidden;text-overflow:ellipsis;color:var(--lz-muted)}
 .lz-box details[open]>summary>.lz-peek{visibility:hidden}
 .lz-inner{padding:0 0 8px 14px}
-.lz-scroll{max-height:360px;overflow:auto}
+.lz-scroll{max-height:360px;overflow:auto}.lz-wide{overflow-x:auto}
 .lz-box.lz-box .lz-table{border-collapse:collapse;border:0;width:100%;table-layout:fixed;margin:0 0 4px;font-size:12px;
-color:inherit}
-.lz-box.lz-box .lz-table tr{background:none;border:0}
+min-width:600px;color:inherit}
+.lz-box.lz-box .lz-table tr,.lz-box.lz-box .lz-table thead{background:none;border:0}
 .lz-box.lz-box .lz-table th,.lz-box.lz-box .lz-table td{border:0;padding:2px 14px 2px 0;text-align:left;
 white-space:nowrap;overflow:hidden;text-overflow:ellipsis;vertical-align:middle;line-height:1.5;max-width:none;
 background:none}
@@ -84,12 +84,12 @@ shape-rendering:crispEdges}
 .lz-figure:last-child{border-right:0}
 .lz-figure b{display:block;font-size:20px;line-height:1.2;font-weight:600;white-space:nowrap}
 .lz-figure span{color:var(--lz-muted);font-size:11px}
-.lz-columns{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:1px 22px;font-size:12px;
+.lz-columns{display:grid;grid-template-columns:repeat(auto-fill,minmax(245px,1fr));gap:1px 22px;font-size:12px;
 padding-right:4px}
 .lz-column{display:flex;gap:8px;min-width:0}
 .lz-column>:first-child{flex:1 1 auto;min-width:7em}
-.lz-column>.lz-muted{flex:0 1 auto;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-.lz-column>.lz-size{flex:none;min-width:5em;text-align:right}
+.lz-column>.lz-muted{flex:none;max-width:55%;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.lz-column>.lz-size{flex:none;min-width:4.6em;text-align:right}
 .lz-facts{display:grid;grid-template-columns:minmax(70px,max-content) 1fr;gap:3px 16px;padding:4px 0;font-size:12px}
 .lz-facts>span:nth-child(odd){color:var(--lz-muted)}
 .lz-facts>span{min-width:0;overflow-wrap:anywhere}
@@ -220,7 +220,8 @@ def table(heads: Sequence[str], widths: Sequence[int], rows: Sequence[Sequence[s
 
     head = tag("thead", cells("th", heads)) if any(heads) else ""
     body = tag("tbody", *(cells("td", row) for row in rows))
-    return scrolled(tag("table", tag("colgroup", *sizes), head, body, cls="table"), len(rows))
+    made = tag("table", tag("colgroup", *sizes), head, body, cls="table")
+    return scrolled(made, len(rows)) if len(rows) > SCROLLED else tag("div", made, cls="wide")
 
 
 def scrolled(part: str, n_lines: int) -> Markup:

@@ -5,6 +5,8 @@
 Nothing of it is asserted: that is tests/test_looks.py. A screenshot of the page, 900 pixels wide:
 
     chromium --headless --no-sandbox --disable-gpu --window-size=980,4000 --screenshot=light.png OUT_FOLDER/light.html
+
+Those in docs/pictures are of picture-light.html and picture-dark.html, 916 pixels wide, and plot.svg.
 """
 
 from __future__ import annotations
@@ -135,6 +137,12 @@ def main() -> None:
         )
         page = f"<!doctype html><meta charset='utf-8'><style>{JUPYTER}</style>{body}<div style='width:900px'>{outputs}"
         (folder / f"{name}.html").write_text(page)
+    pictured = "".join(shown[at][1]._repr_html_() for at in (0, 2))  # type: ignore[attr-defined]
+    for name in ("light", "dark"):
+        page = f"{THEMES[name]}<div style='width:900px'>{pictured.replace(str(folder), 's3://lab')}"
+        (folder / f"picture-{name}.html").write_text(f"<!doctype html><meta charset='utf-8'>{page}")
+    plan = shown[2][1]
+    plan.plot().figure.savefig(folder / "plot.svg")  # type: ignore[attr-defined]
     for title, value in shown:
         print(f"--- {title}\n{value}\n")
 

@@ -180,6 +180,7 @@ LAZY = [
     "distributed",
     "h5py",
     "lobster",
+    "matplotlib",
     "moto",
     "mudata",
     "scanpy",
