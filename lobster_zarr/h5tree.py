@@ -58,7 +58,7 @@ class Survey:
         nodes[""] = {**nodes[""], "file": version}
         for path in [p for p, n in self.nodes.items() if _is_old_frame(n)]:
             _rewrite_frame(path, nodes, arrays)
-        return Tree(nodes, container="hdf5", _arrays=arrays)
+        return Tree(nodes, container="hdf5", _arrays={**arrays})
 
     def survey(self, file: h5py.File, image: ImageFile) -> None:
         """Go through a file; what is not in memory is noted by `image` and left for another pass.
@@ -105,7 +105,7 @@ class Survey:
 
         def visit() -> None:
             if _leaves(group, name):
-                msg = f"{path!r} of {self.name} leads to another file, or in a circle; copy what it names in, and remove the link."
+                msg = f"{path!r} of {self.name} is a link to another file, or in a circle; copy in what it names."
                 raise UnsupportedError(msg)
             member = group[name]
             if isinstance(member, h5py.Group):
