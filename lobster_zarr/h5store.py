@@ -14,10 +14,11 @@ from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 
 from lobster_zarr.address import Address
-from lobster_zarr.errors import ConflictError, FormatError, NotFoundError
+from lobster_zarr.errors import ConflictError, FormatError, NotFoundError, StorageError
 from lobster_zarr.h5format import SIGNATURE
 from lobster_zarr.location import Access, Location
 from lobster_zarr.refusal import READ
+from lobster_zarr.sidecar import SUFFIX, Sidecar, cached_path
 from lobster_zarr.store import UriStore
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".h5ad", ".h5mu", ".h5", ".hdf5")
 PIECE_BYTES = 256 << 10
 _SIGNATURE_PLACES = (0, 512, 1024, 2048, 4096, 8192)
+_replaced: set[tuple[str, str]] = set()
+"""Versions of files that were found to be replaced: what was kept of them is not used again."""
 
 
 def is_file(uri: str | os.PathLike[str]) -> bool:
@@ -116,14 +119,52 @@ class FileStore(UriStore):
         except FileNotFoundError as error:
             reason = await self.explain_missing()
             raise reason or NotFoundError(f"There is no file at {self}. Check the path.") from error
-        if not meta["size"]:
-            raise FormatError(f"{self} is empty; expected an HDF5 file. Copy it again.")
+        except StorageError as failure:
+            # Of an empty file no range can be answered; only a failure without another explanation is worth a HEAD.
+            if type(failure) is StorageError and await self.getsize(self.name) == 0:
+                raise FormatError(f"{self} is empty; expected an HDF5 file. Copy it again.") from failure
+            raise
         self.meant(meta["e_tag"] or "", meta["size"])
         return body
 
     def meant(self, etag: str, n_bytes: int) -> None:
         """Take for granted which file it is."""
         self.etag, self.n_bytes = etag, n_bytes
+
+    async def kept(self) -> Sidecar | None:
+        """Return what was kept of the file, by this user or beside it. At most one request.
+
+        Raises
+        ------
+        FormatError
+            It is damaged.
+        """
+        local = cached_path(str(self))
+        if local.is_file():
+            found = Sidecar.parse(local.read_bytes(), str(local))
+        else:
+            body = None if self.file_location.query else await self._beside()
+            if body is None:
+                return None
+            found = Sidecar.parse(body, f"{self}{SUFFIX}")
+        return None if (str(self), found.etag) in _replaced else found
+
+    async def _beside(self) -> bytes | None:
+        import obstore
+        from obstore.exceptions import PermissionDeniedError
+
+        async def request() -> bytes | None:
+            try:
+                answer = await obstore.get_async(self.store, self.name + SUFFIX)
+                return bytes(await answer.bytes_async())
+            except (FileNotFoundError, PermissionDeniedError):  # S3's answer where it may not be listed
+                return None
+
+        return await self._asked(READ, self.name + SUFFIX, request)
+
+    async def keep(self, body: bytes) -> None:
+        """Write what is to be kept beside the file; of a store that is not read only."""
+        await self.set(self.name + SUFFIX, default_buffer_prototype().buffer.from_bytes(body))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -145,7 +186,11 @@ class FileStore(UriStore):
 
     def changed(self) -> ConflictError:
         """Make the error of a file that is another by now."""
-        return ConflictError(f"{self} was replaced since it was opened, or since its index was kept; open it again.")
+        _replaced.add((str(self), self.etag))
+        return ConflictError(
+            f"{self} was replaced since it was opened, or since its index was kept; open it again, and keep its "
+            "index anew (`lobster-zarr index`) where there is one."
+        )
 
     @override
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
