@@ -421,7 +421,9 @@ def store(target: h5py.Group, name: str, node: h5py.Dataset, storage: Storage, *
 def _kept(node: h5py.Dataset, numbers: str) -> bool:
     """Whether SciPy or pandas would refuse other numbers here."""
     name = node.name.rpartition("/")[2]
-    refused = {"big-endian": ("data", "indices", "indptr", "categories", "values"), "half": ("data", "categories")}.get(numbers, ())
+    refused = {"big-endian": ("data", "indices", "indptr", "categories", "values"), "half": ("data", "categories")}.get(
+        numbers, ()
+    )
     return name == "codes" or (name in refused and any(n in node.parent for n in ("indptr", "codes", "mask")))
 
 
@@ -449,7 +451,13 @@ def _low_level(target: h5py.Group, name: str, values: np.ndarray, dtype: h5t.Typ
 
 def _file(**options: Any) -> Form:
     """Mixed storages, as in a file of many hands; every option of Form may be set."""
-    mixed = (Storage("guessed", "gzip"), Storage("threes"), Storage("uneven", "shuffle gzip"), Storage(), Storage("one"))
+    mixed = (
+        Storage("guessed", "gzip"),
+        Storage("threes"),
+        Storage("uneven", "shuffle gzip"),
+        Storage(),
+        Storage("one"),
+    )
     return Form(**{"storages": mixed, **options})
 
 
