@@ -94,7 +94,10 @@ class Sidecar:
                 index.pending.clear()
 
     def _array(self, entries: Any, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-        found = Note(self.where, entries).array(name, dtype, shape) if isinstance(entries, dict) else None
+        try:
+            found = Note(self.where, entries).array(name, dtype, shape) if isinstance(entries, dict) else None
+        except FormatError as error:
+            raise _damaged(self.where) from error
         if found is None:
             raise _damaged(self.where)
         return found
