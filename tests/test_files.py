@@ -77,8 +77,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
     return Shelf(tmp_path_factory.mktemp("shelf"))
 
 
-def _same(actual: ad.AnnData, name: str, expected: ad.AnnData) -> None:
-    oracle.assert_equal(oracle.stored(actual) if name in SWAPPED else actual, expected)
+def _same(actual: Any, name: str, expected: Any) -> None:
+    swapped = name in SWAPPED and isinstance(actual, ad.AnnData)
+    oracle.assert_equal(oracle.stored(actual) if swapped else actual, expected)
 
 
 def _rows(adata: ad.AnnData, kind: str) -> Any:
@@ -101,7 +102,7 @@ QUERIES: list[tuple[Any, Any, Any, Any]] = [
     (None, ["gene-4"], slice(None), ["gene-4"]),
     (slice(30, None), np.arange(N_VARS) > 6, slice(30, None), np.arange(N_VARS) > 6),
     (["cell-5", "cell-2"], None, ["cell-5", "cell-2"], slice(None)),
-    ([], None, [], slice(None)),
+    (np.zeros(N_OBS, bool), None, np.zeros(N_OBS, bool), slice(None)),
 ]
 
 
@@ -119,6 +120,8 @@ def _check_query(data: Any, adata: ad.AnnData, number: int, name: str = "") -> N
     if plan.exact:
         assert fetched == (plan.n_requests, plan.n_bytes)
     assert (plan.n_obs, plan.n_vars) == wanted.shape == result.shape
+    if not wanted.n_obs:  # anndata itself loses raw and the types of text where there is no row
+        result, wanted = result.X, wanted.X
     _same(result, name, wanted)
 
 
