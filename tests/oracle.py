@@ -321,7 +321,7 @@ def _values(column: pd.Series | pd.Index) -> Any:
 
 def _entries(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return row, column and value of each stored entry, in order of rows; explicit zeros are entries."""
-    major = np.repeat(np.arange(len(matrix.indptr) - 1), np.diff(matrix.indptr))
+    major = np.repeat(np.arange(len(matrix.indptr) - 1), np.diff(matrix.indptr).astype(np.int64))
     minor = np.asarray(matrix.indices, dtype=np.int64)
     rows, columns = (major, minor) if matrix.format == "csr" else (minor, major)
     order = np.lexsort((columns, rows))
