@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import os
 import tempfile
 from typing import TYPE_CHECKING
@@ -17,9 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-
-# anndata asks at every array for the release of zarr, which takes longer than to write the array of a test.
-importlib.metadata.version = functools.cache(importlib.metadata.version)
 
 # What takes longest, first: what is begun last has no other to run beside.
 LONGEST = (
