@@ -426,7 +426,9 @@ def _values_of(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("form", "seed"), list(itertools.product(["plain", "chunked", "latest"], range(4))))
-def test_flipped_bytes_are_an_error_or_a_result_and_nothing_else(form: str, seed: int, tmp_path: Path, two_gigabytes: None) -> None:
+def test_flipped_bytes_are_an_error_or_a_result_and_nothing_else(
+    form: str, seed: int, tmp_path: Path, two_gigabytes: None
+) -> None:
     """No other exception, no endless work; and what has a checksum is never a result.
 
     The old format has no checksums of its metadata, and libhdf5 crashes on some that are damaged: there only
