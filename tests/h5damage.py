@@ -44,9 +44,14 @@ class Damage:
 
 def damaged(path: Path, damage: Damage) -> Path:
     """Write a sound file, and spoil it."""
-    write(sample(), path, damage.form)
+    if damage.form not in _SOUND:
+        _SOUND[damage.form] = write(sample(), path, damage.form).read_bytes()
+    path.write_bytes(_SOUND[damage.form])
     damage.harm(path)
     return path
+
+
+_SOUND: dict[Form, bytes] = {}
 
 
 # ---------------------------------------------------------------- bytes
@@ -163,6 +168,17 @@ def _external(file: h5py.File) -> None:
     made.attrs.update(ARRAY)
 
 
+def _filtered(file: h5py.File) -> None:
+    """A chunk through a filter whose number is nobody's; HDF5 lets it be optional, and so be left out here."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk((37, 11))
+    plist.set_filter(511, h5py.h5z.FLAG_OPTIONAL, ())
+    space = h5py.h5s.create_simple((37, 11))
+    made = h5py.Dataset(h5py.h5d.create(file["layers"].id, b"odd", h5py.h5t.NATIVE_DOUBLE, space, dcpl=plist))
+    made.id.write_direct_chunk((0, 0), bytes(37 * 11 * 8))
+    made.attrs.update(ARRAY)
+
+
 def _column_elsewhere(file: h5py.File) -> None:
     file["obs/elsewhere"] = h5py.ExternalLink("other.h5ad", "/obs/score")
     add_column(file, "elsewhere")
@@ -242,6 +258,7 @@ DAMAGES: dict[str, Damage] = {
     "a chunk of too many bytes": Damage(_replaced("X/data", lambda n: zlib.compress(bytes(n + 4))), _LOST, "X/data"),
     "a chunk of a gigabyte": Damage(_replaced("X/data", lambda _: _bomb()), _LOST, "X/data"),
     "an empty chunk": Damage(_replaced("X/data", lambda _: b"\0"), _LOST, "X/data"),
+    "a filter that nobody has": Damage(_edit(_filtered), _OTHER, "511"),
     # text
     "heap of texts overwritten": Damage(_every(b"GCOL", b"LOCG"), _LOST, form=PLAIN),
     # a reference to text: its length, the address of its heap, its number there

@@ -23,7 +23,7 @@ import h5py
 import mudata
 import numpy as np
 import pandas as pd
-from h5edits import EDITS
+from h5edits import EDITS, LATEST_TOO
 from h5py import h5d, h5f, h5p, h5t
 from hypothesis import strategies as st
 from scipy import sparse
@@ -388,9 +388,9 @@ def _is_masked_needlessly(node: Any) -> bool:
 def _copy_attributes(source: Any, target: Any, form: Form) -> None:
     for name, value in source.attrs.items():
         dtype: Any = source.attrs.get_id(name).dtype
-        if h5py.check_string_dtype(dtype) is not None:
-            value, dtype = _texts(value, form.attributes)
-        target.attrs.create(name, value, dtype=dtype)
+        is_text = h5py.check_string_dtype(dtype) is not None
+        kept, stored_as = _texts(value, form.attributes) if is_text else (value, dtype)
+        target.attrs.create(name, kept, dtype=stored_as)
 
 
 def store(target: h5py.Group, name: str, node: h5py.Dataset, storage: Storage, **more: Any) -> h5py.Dataset:
@@ -463,7 +463,8 @@ def _file(**options: Any) -> Form:
 
 FORMS: dict[str, Form] = {
     "plain": Form(),
-    **{f"chunks {k}": Form((Storage(k),)) for k in CHUNKS if k != "contiguous"},
+    **{f"chunks {k}": Form((Storage(k),)) for k in ("compact", "early", "single values", "threes", "uneven", "larger")},
+    **{f"chunks {k}": Form((Storage(k),)) for k in ("odd", "one axis grows", "all axes grow")},
     **{f"chunks {k}, latest": Form((Storage(k),), libver="latest") for k in CHUNKS},
     **{
         f"chunks {k}, gzip, latest": Form((Storage(k, "gzip"),), libver="latest")
@@ -489,9 +490,14 @@ FORMS: dict[str, Form] = {
     "aligned": _file(options=(("alignment_threshold", 64), ("alignment_interval", 4096))),
     "four-byte addresses": _file(offset_bytes=4),
     **{f"edit {k}": _file(edit=k) for k in EDITS if k != "none"},
-    **{f"edit {k}, latest": _file(edit=k, libver="latest") for k in EDITS if k != "none"},
+    **{f"edit {k}, latest": _file(edit=k, libver="latest") for k in LATEST_TOO},
 }
 """One file of every kind, by name."""
+
+
+def changes(form: Form) -> bool:
+    """Whether values become others, or other elements, in a form."""
+    return form.edit != "none" or any(s.numbers != "given" for s in form.storages)
 
 
 def storages() -> SearchStrategy[Storage]:

