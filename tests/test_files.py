@@ -310,10 +310,10 @@ def test_a_file_on_s3(shelf: Shelf, s3: S3Server, name: str) -> None:
 def test_a_file_that_was_replaced_is_an_error_and_never_a_mixture(s3: S3Server, tmp_path: Path) -> None:
     rng, where = np.random.default_rng(4), tmp_path / "a.h5ad"
     first, second = (ad.AnnData(rng.random((2_000, 200))) for _ in range(2))
-    write(first, where, FORMS["chunks guessed"])
+    write(first, where, FORMS["plain"])
     uri = _uploaded(s3, where, "replaced")
     on_s3, local = lz.open(uri, storage_options=s3.storage_options), lz.open(where)
-    write(second, where, FORMS["chunks guessed"])
+    write(second, where, FORMS["plain"])
     _uploaded(s3, where, "replaced")
     for data in (on_s3, local):
         with pytest.raises(errors.ConflictError, match=re.escape("a.h5ad")):
