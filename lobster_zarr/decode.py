@@ -105,7 +105,7 @@ def _places(request: Request, body: memoryview) -> tuple[np.ndarray, np.ndarray]
     if request.n_bytes is not None:
         return request.offsets, request.sizes
     node = request.node
-    if node.sharding is None:
+    if not node.has_index:
         return np.zeros(1, np.int64), np.full(1, len(body), np.int64)
     tail = body[: node.index_bytes] if node.index_at_start else body[-node.index_bytes :]
     entries = node.decode_index(tail, request.shard_id)[request.slots]

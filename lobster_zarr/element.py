@@ -7,32 +7,31 @@ else whole, by AnnData's own readers over bytes that were fetched at once.
 from __future__ import annotations
 
 import asyncio
-import json
+import copy
 import math
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
-import zarr
 from scipy import sparse
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import MemoryStore
 
 from lobster_zarr.dense import read_array
-from lobster_zarr.errors import ChunkDecodeError, FormatError, UnsupportedError
+from lobster_zarr.errors import FormatError, UnsupportedError
 from lobster_zarr.fetch import Fetcher, together
+from lobster_zarr.h5fetch import FileFetcher
+from lobster_zarr.h5whole import file_reads, read_from_file
 from lobster_zarr.identity import Identity
 from lobster_zarr.layout import COMPANION, DESCENTS, SOURCE_ORDER
-from lobster_zarr.plan import ArrayRead
 from lobster_zarr.sparse import SparseReader
 from lobster_zarr.store import display_uri
 from lobster_zarr.table import TableReader
+from lobster_zarr.whole import read_from_store, store_reads
 
 if TYPE_CHECKING:
     from lobster_zarr.grid import Runs
     from lobster_zarr.node import ArrayNode, Tree
+    from lobster_zarr.plan import ArrayRead
 
 type Matrix = Any
 """A numpy array, or a scipy CSR or CSC matrix or array."""
@@ -100,9 +99,7 @@ class StoreReader:
 
     def without_notes(self) -> StoreReader:
         """Return the reader of the same store as if nothing had been noted of its arrays, with stats of its own."""
-        known = self.fetcher
-        bare = Fetcher(known.store, network=known.network, strict=known.strict, noted=False)
-        return StoreReader(bare, self.tree.without_notes(), self.uri, self.identity)
+        return StoreReader(self.fetcher.bare(), self.tree.without_notes(), self.uri, self.identity)
 
     @property
     def is_sorted(self) -> bool:
@@ -296,7 +293,7 @@ class StoreReader:
 
     def whole_reads(self, path: str) -> list[ArrayRead]:
         """Return what :meth:`whole` reads."""
-        return [ArrayRead(self.tree.array(p), as_objects=True) for p in self.tree.arrays_below(path)]
+        return (file_reads if isinstance(self.fetcher, FileFetcher) else store_reads)(self.tree, path)
 
     @staticmethod
     def _extent(reader: SparseReader, majors: Runs | None, minors: Runs | None) -> tuple[int, int]:
@@ -304,55 +301,18 @@ class StoreReader:
         return majors.total if majors else shape[0], minors.total if minors else shape[1]
 
     async def whole(self, path: str) -> Any:
-        """Read an element whole: all its objects at once, then AnnData's reader.
+        """Read an element whole, as AnnData's own reader gives it.
 
         Raises
         ------
         ChunkDecodeError
             Its bytes are damaged.
         """
-        memory = MemoryStore()
-        keys = [(r.node.path, k) for r in self.whole_reads(path) for k in r.node.object_keys()]
-        bodies = await together(*(self.fetcher.get(p, k) for p, k in keys))
-        prototype = default_buffer_prototype()
-        for (_, key), body in zip(keys, bodies, strict=True):
-            if body is None and self.fetcher.strict:
-                msg = f"object {key!r} is missing from the store; restore it or convert again."
-                raise ChunkDecodeError(msg)
-            if body is not None:
-                await memory.set(key.removeprefix(self.tree.root), prototype.buffer.from_bytes(bytes(body)))
-        for key, document in self._metadata(path).items():
-            await memory.set(key, prototype.buffer.from_bytes(json.dumps(document).encode()))
-        return await asyncio.to_thread(self._read, memory, path)
-
-    def _metadata(self, path: str) -> dict[str, Any]:
-        nodes = {p: n for p, n in self.tree.nodes.items() if p == path or p.startswith(f"{path}/")}
-        parents = path.split("/")[:-1]
-        for i in range(len(parents) + 1):
-            nodes["/".join(parents[:i])] = {"node_type": "group", "attributes": {}}
-        files: dict[str, Any] = {}
-        for node_path, node in nodes.items():
-            at = f"{node_path}/" if node_path else ""
-            if self.tree.zarr_format == 3:
-                files[f"{at}zarr.json"] = {"zarr_format": 3, **node}
-                continue
-            files[f"{at}.zattrs"] = node.get("attributes", {})
-            if node.get("node_type") == "array":
-                files[f"{at}.zarray"] = {k: v for k, v in node.items() if k not in {"attributes", "node_type"}}
-            else:
-                files[f"{at}.zgroup"] = {"zarr_format": 2}
-        return files
-
-    def _read(self, memory: MemoryStore, path: str) -> Any:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                group = zarr.open_group(memory, mode="r", zarr_format=3 if self.tree.zarr_format == 3 else 2)
-                return ad.io.read_elem(group[path])
-        except Exception as error:
-            # The bytes are all here: whatever fails now is what they say.
-            msg = f"{path!r} cannot be decoded: {error}. The store is damaged; restore it or convert again."
-            raise ChunkDecodeError(msg) from error
+        if path in self.fetcher.elements:
+            return copy.deepcopy(self.fetcher.elements[path])
+        if isinstance(self.fetcher, FileFetcher):
+            return await read_from_file(self.fetcher, self.tree, path)
+        return await read_from_store(self.fetcher, self.tree, path)
 
 
 def _build(parts: Any, n_major: int, n_minor: int, *, row_major: bool) -> Matrix:

@@ -78,6 +78,8 @@ class Fetcher:
         Whole objects by key that are known already, and cost no request.
     noted
         Whether the sizes of chunks that an array notes are believed.
+    elements
+        Whole elements by path that were read already; for whoever asks for one whole.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class Fetcher:
         stored_bytes: Mapping[str, int] | None = None,
         objects: Mapping[str, bytes] | None = None,
         noted: bool = True,
+        elements: Mapping[str, Any] | None = None,
     ) -> None:
+        self.elements = dict(elements or {})
         self.noted = noted
         self.store = store
         self.network = network
@@ -101,6 +105,10 @@ class Fetcher:
         self._index_bytes = 0
         self._gate = asyncio.Semaphore(network.concurrency)
         self._window = Window(WINDOW_BYTES)
+
+    def bare(self) -> Fetcher:
+        """Return a fetcher of the same store that knows nothing of it yet."""
+        return Fetcher(self.store, network=self.network, strict=self.strict, noted=False)
 
     async def get(self, path: str, key: str, byte_range: ByteRequest | None = None) -> memoryview | None:
         """Read one object or range, None where it does not exist. One request, none where it is known already."""
@@ -155,7 +163,7 @@ class Fetcher:
     async def _requests(self, node: ArrayNode, chunk_ids: np.ndarray, deliver: Deliver) -> tuple[Request, ...]:
         """Plan a read; what was never written is delivered at once."""
         self._take_note(node)
-        await self._load_indexes(node, index_needed(node, chunk_ids))
+        await self.learn(node, chunk_ids)
         plan = plan_chunks(node, chunk_ids, self._known(node), self.network)
         for chunk_id in plan.absent:
             deliver(int(chunk_id), fill(node, int(chunk_id), strict=self.strict))
@@ -176,7 +184,13 @@ class Fetcher:
         if request.start is not None and request.stop is not None:
             byte_range = RangeByteRequest(request.start, request.stop)
         long = byte_range is not None and byte_range.end - byte_range.start > STREAM_BYTES
-        if byte_range and long and isinstance(self.store, UriStore) and self.store.is_remote:
+        if (
+            byte_range
+            and long
+            and isinstance(self.store, UriStore)
+            and self.store.is_remote
+            and not self.holds(request)
+        ):
             await self._decode_as_it_arrives(self.store, request, byte_range, deliver, place)
             return
         body = await self.get(request.node.path, request.key, byte_range)
@@ -238,7 +252,11 @@ class Fetcher:
 
     def sent(self, plan: ChunkPlan) -> list[Request]:
         """Return the requests of a plan that go to the store."""
-        return [r for r in plan.requests if r.key not in self.objects]
+        return [r for r in plan.requests if not self.holds(r)]
+
+    def holds(self, request: Request) -> bool:
+        """Whether what a request would bring is in memory already."""
+        return request.key in self.objects
 
     def expected_bytes(self, read: ArrayRead, plan: ChunkPlan) -> tuple[int, bool]:
         """Bytes that a plan will read, and whether that is exact."""
@@ -258,10 +276,14 @@ class Fetcher:
 
     async def prepare(self, reads: Iterable[ArrayRead]) -> None:
         """Read the shard indexes that plans for these reads need."""
-        wanted = [(r.node, index_needed(r.node, r.chunk_ids)) for r in reads if not r.as_objects]
-        for node, _ in wanted:
-            self._take_note(node)
-        await together(*(self._load_indexes(node, shards) for node, shards in wanted))
+        wanted = [r for r in reads if not r.as_objects]
+        for read in wanted:
+            self._take_note(read.node)
+        await together(*(self.learn(read.node, read.chunk_ids) for read in wanted))
+
+    async def learn(self, node: ArrayNode, chunk_ids: np.ndarray) -> None:
+        """Read what says where chunks lie."""
+        await self._load_indexes(node, index_needed(node, chunk_ids))
 
     def _known(self, node: ArrayNode) -> dict[int, np.ndarray]:
         return {shard: index for (path, shard), index in self._indexes.items() if path == node.path}

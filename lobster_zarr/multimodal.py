@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, override
 from lobster_zarr.byterange import Network
 from lobster_zarr.dataset import Dataset
 from lobster_zarr.errors import InvalidArgumentError, NotFoundError, did_you_mean
+from lobster_zarr.h5store import is_file, open_file_store
 from lobster_zarr.joined import MultimodalReader
 from lobster_zarr.muprojection import WHOLE, of_modalities, projections
 from lobster_zarr.muquery import MultimodalSelection
@@ -266,10 +267,12 @@ def open(
     StorageError
         The storage refused, or could not be reached.
     """
-    return opened(open_store(uri, storage_options), os.fspath(uri), network or Network())
+    store = open_file_store(uri, storage_options) if is_file(uri) else open_store(uri, storage_options)
+    return opened(store, os.fspath(uri), network or Network())
 
 
 def opened(store: Store, uri: str, network: Network) -> Dataset | MultimodalDataset:
     """Open what a Zarr store holds."""
     reader = open_reader(store, uri, network)
-    return MultimodalDataset(MultimodalReader(reader)) if reader.tree.encoding("") == "MuData" else Dataset(reader)
+    kind = reader.tree.encoding("") or ("MuData" if "mod" in reader.tree and "X" not in reader.tree else "")
+    return MultimodalDataset(MultimodalReader(reader)) if kind == "MuData" else Dataset(reader)

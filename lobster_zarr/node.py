@@ -13,7 +13,7 @@ import json
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import google_crc32c
 import numpy as np
@@ -96,6 +96,11 @@ class ArrayNode:
         """The sharding codec, where each stored object holds many chunks."""
         codecs: tuple[Codec, ...] = getattr(self.metadata, "codecs", ())
         return codecs[0] if len(codecs) == 1 and isinstance(codecs[0], ShardingCodec) else None
+
+    @property
+    def has_index(self) -> bool:
+        """Whether each stored object holds many chunks, and an index says where."""
+        return self.sharding is not None
 
     @cached_property
     def grid(self) -> Grid:
@@ -301,6 +306,8 @@ class Tree:
         2 or 3.
     root
         Of a part of a store, where it lies: ``mod/rna/``. Arrays say where they are from the root of the store.
+    container
+        What holds the nodes.
     """
 
     nodes: Mapping[str, Mapping[str, Any]]
@@ -308,6 +315,7 @@ class Tree:
     root: str = ""
     _arrays: dict[str, ArrayNode] = field(default_factory=dict, repr=False, compare=False)
     """Parsed arrays by their path from the root of the store; shared with its parts."""
+    container: Literal["zarr", "hdf5"] = "zarr"
 
     @cached_property
     def _children(self) -> dict[str, list[str]]:
@@ -322,7 +330,7 @@ class Tree:
         """Return the part of the store below a group."""
         prefix = f"{path}/"
         nodes = {p.removeprefix(prefix): n for p, n in self.nodes.items() if p.startswith(prefix)}
-        return Tree({"": self.nodes[path], **nodes}, self.zarr_format, self.root + prefix, self._arrays)
+        return Tree({"": self.nodes[path], **nodes}, self.zarr_format, self.root + prefix, self._arrays, self.container)
 
     def __contains__(self, path: str) -> bool:
         return path in self.nodes
@@ -384,6 +392,8 @@ class Tree:
 
     def without_notes(self) -> Tree:
         """Return the tree as if this package had noted nothing of its arrays."""
+        if self.container == "hdf5":  # which has none
+            return self
         nodes = {p: {**n, "attributes": self.attributes(p)} for p, n in self.nodes.items()}
         kept = {p: n for p, n in nodes.items() if p.rpartition("/")[2] not in OFFSETS}
         return Tree(kept, self.zarr_format, self.root)

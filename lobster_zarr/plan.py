@@ -152,7 +152,7 @@ def index_needed(node: ArrayNode, chunk_ids: np.ndarray) -> np.ndarray:
     ndarray of int64
         Ascending shard numbers.
     """
-    if node.sharding is None or not len(chunk_ids):
+    if not node.has_index or not len(chunk_ids):
         return np.empty(0, np.int64)
     shard_ids, _ = node.grid.locate(chunk_ids)
     shards, counts = np.unique(shard_ids, return_counts=True)
@@ -191,7 +191,7 @@ def plan_chunks(
         if not len(ids):
             continue
         shard = int(shards[0])
-        if node.sharding is None or shard not in indexes:
+        if not node.has_index or shard not in indexes:
             requests.append(Request(node, shard, None, None, ids, shard_slots, empty, empty))
             continue
         found, lost = _plan_shard(node, shard, ids, shard_slots, indexes[shard], network)

@@ -18,6 +18,9 @@ from zarr.abc.store import Store
 
 from lobster_zarr.element import StoreReader
 from lobster_zarr.fetch import Fetcher
+from lobster_zarr.h5fetch import FileFetcher, read_file
+from lobster_zarr.h5legacy import is_legacy, read_legacy
+from lobster_zarr.h5store import FileStore
 from lobster_zarr.noted import ATTRIBUTE
 from lobster_zarr.store import UriStore, display_uri, run
 from lobster_zarr.tree import is_ours, read_tree
@@ -37,6 +40,8 @@ def open_reader(store: Store, uri: str, network: Network) -> StoreReader:
     NotFoundError, FormatError, StorageError
         There is no store, it is damaged, or the storage refused.
     """
+    if isinstance(store, FileStore):
+        return _open_file(store, uri, network)
     tree = run(read_tree(store, uri))
     noted = tree.attributes("").get(ATTRIBUTE)
     stored = noted.get("stored_bytes") if isinstance(noted, Mapping) else None
@@ -50,17 +55,27 @@ def open_reader(store: Store, uri: str, network: Network) -> StoreReader:
     return StoreReader(fetcher, tree, uri)
 
 
+def _open_file(store: FileStore, uri: str, network: Network) -> StoreReader:
+    tree, image, base = run(read_file(store))
+    if is_legacy(tree):
+        tree, objects, elements = run(read_legacy(store))
+        fetcher = Fetcher(store, network=network, strict=False, objects=objects, elements=elements)
+        return StoreReader(fetcher, tree, uri)
+    return StoreReader(FileFetcher(store, network=network, image=image, base=base), tree, uri)
+
+
 def spec_of(store: Store) -> Any:
     """What makes a store again in another process, without credentials; of a UriStore no connection is made for it."""
-    return store.__getstate__() if isinstance(store, UriStore) else store
+    return (type(store), store.__getstate__()) if isinstance(store, UriStore) else store
 
 
 def store_of(spec: Any) -> Store:
     """Return the store of a spec."""
     if isinstance(spec, Store):
         return spec
-    store = object.__new__(UriStore)
-    store.__setstate__(spec)
+    kind, state = spec
+    store: UriStore = object.__new__(kind)
+    store.__setstate__(state)
     return store
 
 

@@ -20,25 +20,26 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anndata as ad
 import google_crc32c
-import h5py
 import pandas as pd
 import zarr
 
-from lobster_zarr.errors import BudgetError, FormatError, NotFoundError, UnsupportedError, did_you_mean
+from lobster_zarr.byterange import Network
+from lobster_zarr.errors import FormatError, NotFoundError, UnsupportedError, did_you_mean
+from lobster_zarr.h5fetch import FileFetcher, read_file
+from lobster_zarr.h5legacy import is_legacy, load_legacy
+from lobster_zarr.h5node import FileDataset, FileGroup, FileNode
+from lobster_zarr.h5store import is_file, open_file_store
 from lobster_zarr.node import RESERVED_PREFIX
-from lobster_zarr.store import display_uri, is_local, local_path, open_file, open_store
+from lobster_zarr.store import display_uri, is_local, local_path, open_store, run
 from lobster_zarr.stream import Frame, Stream, array_of, stream_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 ELEMENTS = ("X", "layers", "obs", "var", "obsm", "varm", "obsp", "varp", "uns", "raw")
-H5_SUFFIXES = (".h5ad", ".h5mu", ".h5", ".hdf5")
 MODALITY = re.compile(r"(.+\.(?:h5mu|zip))/(?:mod/)?([^/]+)/?")
 """A modality of a file, as mudata spells it: ``file.h5mu/mod/rna`` or ``file.h5mu/rna``."""
 CHECKSUM_BLOCK_BYTES = 4 << 20
-LEGACY_EXPANSION = 8
-"""In-memory bytes assumed for each byte of a file from before anndata 0.7, which is read whole."""
 
 
 @dataclass(eq=False)
@@ -92,12 +93,12 @@ class Source:
             msg = f"{self.name} has no modality {name!r}.{did_you_mean(name, known)} It has: {known}"
             raise NotFoundError(msg)
         found = Source(f"{self.name}/{at}", None, mod[name], at=f"{at}/")
-        if not isinstance(found.root, h5py.Group | zarr.Group):
+        if not isinstance(found.root, FileGroup | zarr.Group):
             msg = f"{at!r} of {self.name} is not a group; expected an AnnData."
             raise FormatError(msg)
         if found.is_multimodal:
             raise UnsupportedError(nested(name, self.name))
-        if isinstance(found.root.get("obs"), h5py.Dataset):
+        if isinstance(found.root.get("obs"), FileDataset):
             msg = f"{at!r} of {self.name} was written before anndata 0.7; re-save the file with a current mudata."
             raise UnsupportedError(msg)
         return found
@@ -114,11 +115,11 @@ class Source:
         """Return the node or object at a path, or None."""
         node = self.root
         for part in path.split("/"):
-            if not isinstance(node, Mapping | h5py.Group | zarr.Group) or part not in node:
+            if not isinstance(node, Mapping | zarr.Group) or part not in node:
                 return None
             node = node[part]
         attributes = getattr(node, "attrs", None)
-        if isinstance(node, h5py.Group | h5py.Dataset | zarr.Group | zarr.Array) and attributes is not None:
+        if isinstance(node, FileNode | zarr.Group | zarr.Array) and attributes is not None:
             return None if attributes.get("encoding-type") == "null" else node
         return node
 
@@ -127,7 +128,7 @@ class Source:
         node = self.get(path)
         if node is None:
             return []
-        if not isinstance(node, Mapping | h5py.Group | zarr.Group):
+        if not isinstance(node, Mapping | zarr.Group):
             msg = f"{path!r} of {self.name} is not a mapping of elements; re-save the file with a current anndata."
             raise FormatError(msg)
         return [str(k) for k in node]
@@ -144,12 +145,12 @@ class Source:
     def value(self, path: str) -> Any:
         """Read one element whole, as AnnData reads it."""
         node = self.get(path)
-        if not isinstance(node, h5py.Group | h5py.Dataset | zarr.Group | zarr.Array):
+        if not isinstance(node, FileNode | zarr.Group | zarr.Array):
             return node
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return ad.io.read_elem(node)
+                return node.value() if isinstance(node, FileNode) else ad.io.read_elem(node)
         except Exception as error:
             # anndata's readers raise whatever a malformed node makes them stumble over.
             msg = f"{path!r} of {self.name} cannot be read by anndata: {error}"
@@ -164,7 +165,7 @@ class Source:
             It is not a dataframe, or names columns that are not stored.
         """
         node = self.get(path)
-        if isinstance(node, h5py.Group | zarr.Group) and node.attrs.get("encoding-version") == "0.2.0":
+        if isinstance(node, FileGroup | zarr.Group) and node.attrs.get("encoding-version") == "0.2.0":
             attributes: dict[str, Any] = dict(node.attrs)
             index_name, names = str(attributes["_index"]), [str(c) for c in attributes["column-order"]]
             for name in (index_name, *names):
@@ -253,8 +254,8 @@ def open_root(
             raise UnsupportedError(msg)
         match = MODALITY.fullmatch(os.fspath(source))
         path = match[1] if match else source
-        if str(path).rstrip("/").endswith(H5_SUFFIXES):
-            opened = _from_h5(stack, path, storage_options, memory_limit_bytes)
+        if is_file(path):
+            opened = _from_h5(path, storage_options, memory_limit_bytes)
             if checksum and is_local(path) and not match:
                 opened = replace(opened, checksum=_checksum_of(stack, local_path(path)))
         else:
@@ -296,33 +297,14 @@ def from_anndata(adata: ad.AnnData) -> Source:
     return Source("the AnnData in memory", None, root)
 
 
-def _from_h5(stack: ExitStack, source: str | os.PathLike[str], options: Mapping[str, Any] | None, limit: int) -> Source:
-    name = display_uri(source)
-    if is_local(source):
-        path = local_path(source)
-        if not path.is_file():
-            msg = f"{name} does not exist; expected an .h5ad or .h5mu file."
-            raise NotFoundError(msg)
-        n_bytes: int = path.stat().st_size
-        handle: Any = path
-    else:
-        handle = stack.enter_context(open_file(source, options))
-        n_bytes = int(handle.size)
-    try:
-        file = stack.enter_context(h5py.File(handle, "r"))
-    except OSError as error:
-        msg = f"{name} is not a readable HDF5 file: {error}. It may be truncated; compare its size with the original."
-        raise FormatError(msg) from error
-    opened = Source(name, n_bytes, file)
-    if opened.is_multimodal:
-        return opened
-    legacy = isinstance(file.get("obs"), h5py.Dataset) or "raw.X" in file
-    if legacy and is_local(source):
-        return _from_legacy(local_path(source), n_bytes, limit)
-    if legacy:
-        msg = f"{name} was written before anndata 0.7; download it, or re-save it with a current anndata."
-        raise UnsupportedError(msg)
-    return opened
+def _from_h5(source: str | os.PathLike[str], options: Mapping[str, Any] | None, limit: int) -> Source:
+    store = open_file_store(source, options)
+    tree, image, base = run(read_file(store))
+    if is_legacy(tree):
+        loaded = from_anndata(run(load_legacy(store, limit)))
+        return Source(display_uri(source), store.n_bytes, loaded.root)
+    fetcher = FileFetcher(store, network=Network(), image=image, base=base)
+    return Source(display_uri(source), store.n_bytes, FileGroup(fetcher, tree, ""))
 
 
 def _checksum_of(stack: ExitStack, path: Path) -> Callable[[], str]:
@@ -340,19 +322,6 @@ def _checksum_of(stack: ExitStack, path: Path) -> Callable[[], str]:
     stack.callback(thread.shutdown)
     stack.callback(stopped.set)
     return thread.submit(work).result
-
-
-def _from_legacy(path: Path, n_bytes: int, limit: int) -> Source:
-    if n_bytes * LEGACY_EXPANSION > limit:
-        msg = (
-            f"{path} was written before anndata 0.7 and can only be read whole, about "
-            f"{n_bytes * LEGACY_EXPANSION:,} bytes; the limit is {limit:,}. Raise memory_limit, or re-save it."
-        )
-        raise BudgetError(msg)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        loaded = from_anndata(ad.read_h5ad(path))
-    return Source(str(path), n_bytes, loaded.root)
 
 
 def _from_zarr(source: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Source:

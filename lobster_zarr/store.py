@@ -111,7 +111,7 @@ class UriStore(ObjectStore[Any]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         uri, options = Address(state["uri"], state["options"], state["lent"]).borrow()
         try:
-            store = UriStore(uri, options, read_only=state["read_only"])
+            store = type(self)(uri, options, read_only=state["read_only"])
         except errors.CredentialsError as error:
             if not state["lent"] or "secret" in options:
                 raise

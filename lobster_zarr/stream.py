@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import zarr
 from scipy import sparse
 
 from lobster_zarr.errors import FormatError
+from lobster_zarr.h5node import FileDataset, FileGroup, read_slices
 from lobster_zarr.stage import is_plain_string
 
 if TYPE_CHECKING:
@@ -81,12 +81,23 @@ class SparseStream:
             fit = int(np.searchsorted(self.indptr, self.indptr[at] + max_values, side="right")) - 1
             stop = min(max(fit, at + 1), n_major)
             lo, hi = int(self.indptr[at]), int(self.indptr[stop])
-            yield at, np.diff(self.indptr[at : stop + 1]), self.minors(lo, hi), native(self.values[lo:hi])
+            indices, values = self._read(lo, hi)
+            yield at, np.diff(self.indptr[at : stop + 1]), indices, values
             at = stop
+
+    def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read minor positions, checked, and values; of a file at once."""
+        if isinstance(self.values, FileDataset) and isinstance(self.indices, FileDataset):
+            indices, values = read_slices((self.indices, self.values), slice(start, stop))
+            return self._checked(indices), values
+        return self.minors(start, stop), native(self.values[start:stop])
 
     def minors(self, start: int, stop: int) -> np.ndarray:
         """Read minor positions, checked: scipy would write through those outside the matrix."""
-        indices, n_minor = np.asarray(self.indices[start:stop]), self.shape[1 if self.row_major else 0]
+        return self._checked(np.asarray(self.indices[start:stop]))
+
+    def _checked(self, indices: np.ndarray) -> np.ndarray:
+        n_minor = self.shape[1 if self.row_major else 0]
         if len(indices) and not (indices.min() >= 0 and indices.max() < n_minor):
             msg = f"{self.name} holds a position outside [0, {n_minor:,}); the file is damaged."
             raise FormatError(msg)
@@ -172,7 +183,7 @@ def stream_of(node: Any, name: str) -> Stream | None:
         )
     if isinstance(node, np.ndarray) and node.ndim and node.dtype.kind in "biufc":
         return DenseStream(np.asarray(node))
-    if isinstance(node, h5py.Group | zarr.Group):
+    if isinstance(node, FileGroup | zarr.Group):
         encoding = str(node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", "")))
         if encoding[:3] in {"csr", "csc"}:
             shape: Any = node.attrs["shape"] if "shape" in node.attrs else node.attrs["h5sparse_shape"]
@@ -186,6 +197,6 @@ def stream_of(node: Any, name: str) -> Stream | None:
                 node["indices"],
                 name,
             )
-    if isinstance(node, h5py.Dataset | zarr.Array) and node.ndim and node.dtype.kind in "biufc":
+    if isinstance(node, FileDataset | zarr.Array) and node.ndim and node.dtype.kind in "biufc":
         return DenseStream(node)
     return None
