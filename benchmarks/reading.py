@@ -1,7 +1,7 @@
-"""The ways to get an answer from a raw H5AD on S3: downloaded, through h5py over a remote file, in place, converted.
+"""The ways to get an answer from a raw H5AD on S3, or a store: downloaded, by h5py over a remote file, in place.
 
-Knows how each way answers each question, as one would write it by hand. Must not know how runs are measured or
-shown. Heavy packages are imported inside the ways: who measures imports them first.
+Knows how each way answers each question and converts, as one would write it by hand. Must not know how runs are
+measured or shown. Heavy packages are imported inside the ways: who measures imports them first.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 type Answer = int | pd.DataFrame | ad.AnnData
 
-S3FS = {"cache_type": "readahead", "block_size": 1 << 20}
-OBSTORE_BUFFER_BYTES = 1 << 20
+# Of s3fs's caches "readahead" and "bytes" read too much from place to place, and "blockcache" does not read ahead.
+S3FS = {"cache_type": "background", "block_size": 1 << 20}
+# A buffer is filled anew after every seek, so that a larger one reads more of what is not asked for.
+OBSTORE_BUFFER_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,17 @@ def downloaded(remote: Remote, question: Question) -> Answer:
         return answer
 
 
-def over_s3fs(remote: Remote, question: Question) -> Answer:
-    """Read with h5py over an s3fs file."""
+def s3fs_file(remote: Remote) -> Any:
+    """Open the file with s3fs."""
     import s3fs
 
     files = s3fs.S3FileSystem(**remote.options, skip_instance_cache=True)
-    with files.open(f"{remote.bucket}/{remote.key}", "rb", **S3FS) as file:
+    return files.open(f"{remote.bucket}/{remote.key}", "rb", **S3FS)
+
+
+def over_s3fs(remote: Remote, question: Question) -> Answer:
+    """Read with h5py over an s3fs file."""
+    with s3fs_file(remote) as file:
         return of_hdf5(file, question)
 
 
@@ -211,4 +218,40 @@ WAYS: dict[str, Callable[[Remote, Question], Answer]] = {
     IN_PLACE: in_place,
     INDEXED: in_place,  # of a bucket where the index lies beside the file
     CONVERTED: of_store,
+}
+
+
+def convert_in_place(remote: Remote, dest: Path) -> None:
+    """Convert the file where it lies."""
+    _convert(f"s3://{remote.bucket}/{remote.key}", dest, storage_options=remote.options)
+
+
+def convert_downloaded(remote: Remote, dest: Path) -> None:
+    """Download the file to disk, then convert it."""
+    with tempfile.NamedTemporaryFile(suffix=".h5ad") as file:
+        file.writelines(remote.store.get(remote.key).stream())
+        file.flush()
+        _convert(file.name, dest)
+
+
+def convert_in_memory(remote: Remote, dest: Path) -> None:
+    """Read the whole with h5py over an s3fs file, then convert the AnnData."""
+    import h5py
+    from anndata.io import read_elem
+
+    with s3fs_file(remote) as file, h5py.File(file, "r") as group:
+        adata = read_elem(group)
+    _convert(adata, dest)
+
+
+def _convert(source: Any, dest: Path, **options: Any) -> None:
+    import lobster_zarr as lz
+
+    lz.convert(source, dest, sort_by=["cell_type"], progress=False, **options)
+
+
+CONVERSIONS: dict[str, Callable[[Remote, Path], None]] = {
+    "convert in place": convert_in_place,
+    "download, convert": convert_downloaded,
+    "h5py over s3fs into memory, convert": convert_in_memory,
 }
