@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lobster_zarr.convert import convert
     from lobster_zarr.dataset import Dataset
     from lobster_zarr.export import export
+    from lobster_zarr.h5index import IndexReport, index
     from lobster_zarr.multimodal import MultimodalDataset, open
     from lobster_zarr.muquery import MultimodalSelection
     from lobster_zarr.query import Selection
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConversionReport",
     "Dataset",
+    "IndexReport",
     "MultimodalDataset",
     "MultimodalSelection",
     "Network",
@@ -34,6 +36,7 @@ __all__ = [
     "convert",
     "errors",
     "export",
+    "index",
     "open",
     "verify",
 ]
@@ -44,12 +47,14 @@ __version__ = _version("lobster_zarr")
 _HOMES = {
     "ConversionReport": "report",
     "Dataset": "dataset",
+    "IndexReport": "h5index",
     "MultimodalDataset": "multimodal",
     "MultimodalSelection": "muquery",
     "Network": "byterange",
     "Selection": "query",
     "convert": "convert",
     "export": "export",
+    "index": "h5index",
     "open": "multimodal",
     "verify": "verify",
 }

@@ -179,6 +179,21 @@ def info(
 
 
 @app.command()
+def index(
+    uri: Annotated[str, typer.Argument(help="An .h5ad or .h5mu: path or URI.")],
+    *,
+    local: Annotated[bool, typer.Option("--local", help="Keep it in your cache, not beside the file.")] = False,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep where the chunks of a file lie: it then opens in one request."""
+    import lobster_zarr as lz
+
+    report = lz.index(uri, _options(endpoint_url), local=local)
+    typer.echo(json.dumps(report.to_dict()) if as_json else str(report))
+
+
+@app.command()
 def query(
     uri: Annotated[str, typer.Argument(help="A store: path or URI.")],
     expr: Annotated[str, typer.Argument(help="Which cells: \"cell_type == 'T cell' and n_counts > 500\", or SQL.")],

@@ -94,19 +94,36 @@ async def replay[T](image: FileImage, read: Read, name: str, work: Callable[[h5p
 
 
 async def read_file(store: FileStore) -> tuple[Tree, FileImage, int]:
-    """Read what a file says of itself, in a few large requests.
+    """Read what a file says of itself, in a few large requests; in one, where its index was kept.
 
     Raises
     ------
     NotFoundError, FormatError, UnsupportedError, StorageError
         There is no such file, it is damaged, parts of it lie elsewhere, or the storage refused.
     """
+    kept = await store.kept()
+    if kept is None:
+        return await read_metadata(store)
+    store.meant(kept.etag, kept.n_bytes)
+    image = kept.image()
+    tree, base = await _survey(store, image)
+    kept.fill(tree)
+    return tree, image, base
+
+
+async def read_metadata(store: FileStore) -> tuple[Tree, FileImage, int]:
+    """As `read_file`, from the file itself."""
     first = await store.meet(FIRST_BYTES)
     image = FileImage(store.n_bytes)
     image.add(0, first)
+    tree, base = await _survey(store, image)
+    return tree, image, base
+
+
+async def _survey(store: FileStore, image: FileImage) -> tuple[Tree, int]:
     survey = Survey(str(store))
     await replay(image, store.read, str(store), survey.survey)
-    return survey.tree(f"{store.etag} {store.n_bytes}"), image, survey.base
+    return survey.tree(f"{store.etag} {store.n_bytes}"), survey.base
 
 
 class FileFetcher(Fetcher):

@@ -18,6 +18,7 @@ from lobster_zarr.errors import ConflictError, FormatError, NotFoundError, Stora
 from lobster_zarr.h5format import SIGNATURE
 from lobster_zarr.location import Access, Location
 from lobster_zarr.refusal import READ
+from lobster_zarr.sidecar import SUFFIX, Sidecar, cached_path
 from lobster_zarr.store import UriStore
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".h5ad", ".h5mu", ".h5", ".hdf5")
 PIECE_BYTES = 256 << 10
 _SIGNATURE_PLACES = (0, 512, 1024, 2048, 4096, 8192)
+_replaced: set[tuple[str, str]] = set()
+"""Versions of files that were found to be replaced: what was kept of them is not used again."""
 
 
 def is_file(uri: str | os.PathLike[str]) -> bool:
@@ -67,6 +70,7 @@ class FileStore(UriStore):
         if where.scheme == "file" and not Path(where.root).is_file():
             raise NotFoundError(f"There is no file at {where}. Check the path.")
         self.file_location, self.etag, self.n_bytes = where, "", -1
+        self.is_met = False
         folder, _, self.name = (where.prefix if where.scheme not in {"file", "memory"} else where.root).rpartition("/")
         if where.scheme == "file":
             parent = replace(where, root=str(Path(where.root).absolute().parent))
@@ -122,11 +126,64 @@ class FileStore(UriStore):
                 raise FormatError(f"{self} is empty; expected an HDF5 file. Copy it again.") from failure
             raise
         self.meant(meta["e_tag"] or "", meta["size"])
+        self.is_met = True
         return body
+
+    async def check(self) -> None:
+        """Ask whether the file is still the one that it was. One request.
+
+        Raises
+        ------
+        ConflictError
+            It is another, or gone.
+        """
+        import obstore
+
+        try:
+            meta = await self._asked(READ, self.name, lambda: obstore.head_async(self.store, self.name))
+        except FileNotFoundError as error:
+            raise self.changed() from error
+        if (meta["e_tag"] or "", meta["size"]) != (self.etag, self.n_bytes):
+            raise self.changed()
 
     def meant(self, etag: str, n_bytes: int) -> None:
         """Take for granted which file it is."""
         self.etag, self.n_bytes = etag, n_bytes
+
+    async def kept(self) -> Sidecar | None:
+        """Return what was kept of the file, by this user or beside it. At most one request.
+
+        Raises
+        ------
+        FormatError
+            It is damaged.
+        """
+        local = cached_path(str(self))
+        if local.is_file():
+            found = Sidecar.parse(local.read_bytes(), str(local))
+        else:
+            body = None if self.file_location.query else await self._beside()
+            if body is None:
+                return None
+            found = Sidecar.parse(body, f"{self}{SUFFIX}")
+        return None if (str(self), found.etag) in _replaced else found
+
+    async def _beside(self) -> bytes | None:
+        import obstore
+        from obstore.exceptions import PermissionDeniedError
+
+        async def request() -> bytes | None:
+            try:
+                answer = await obstore.get_async(self.store, self.name + SUFFIX)
+                return bytes(await answer.bytes_async())
+            except (FileNotFoundError, PermissionDeniedError):  # S3's answer where it may not be listed
+                return None
+
+        return await self._asked(READ, self.name + SUFFIX, request)
+
+    async def keep(self, body: bytes) -> None:
+        """Write what is to be kept beside the file; of a store that is not read only."""
+        await self.set(self.name + SUFFIX, default_buffer_prototype().buffer.from_bytes(body))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -148,7 +205,11 @@ class FileStore(UriStore):
 
     def changed(self) -> ConflictError:
         """Make the error of a file that is another by now."""
-        return ConflictError(f"{self} was replaced since it was opened, or since its index was kept; open it again.")
+        _replaced.add((str(self), self.etag))
+        return ConflictError(
+            f"{self} was replaced since it was opened, or since its index was kept; open it again, and keep its "
+            "index anew (`lobster-zarr index`) where there is one."
+        )
 
     @override
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:

@@ -38,7 +38,7 @@ async def read_from_file(fetcher: FileFetcher, tree: Tree, path: str) -> Any:
     reads, full = file_reads(tree, path), tree.root + path
     image = FileImage(fetcher.image.n_bytes, fetcher.image)
     await fetcher.prepare(reads)
-    for parts in await together(*(_raw(fetcher, read) for read in reads)):
+    for parts in await together(*(stored_parts(fetcher, read) for read in reads)):
         for start, body in parts:
             image.add(start, body)
 
@@ -57,10 +57,10 @@ async def read_from_file(fetcher: FileFetcher, tree: Tree, path: str) -> Any:
         raise ChunkDecodeError(msg) from error
 
 
-async def _raw(fetcher: FileFetcher, read: ArrayRead) -> list[tuple[int, bytes]]:
+async def stored_parts(fetcher: FileFetcher, read: ArrayRead) -> list[tuple[int, bytes]]:
     """Read the chunks of an array as they are stored, and the heaps of its texts; and where they lie."""
     node = read.node
-    requests = fetcher.sent(fetcher.plan(read))
+    requests = fetcher.plan(read).requests
     bodies = await together(*(fetcher.read(node.path, r.start or 0, r.stop or 0) for r in requests))
     found = [(r.start or 0, body) for r, body in zip(requests, bodies, strict=True)]
     if isinstance(node, FileArray) and node.is_text:

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from lobster_zarr.errors import ChunkDecodeError, ConflictError, FormatError, NotFoundError
+from lobster_zarr.h5store import FileStore
 from lobster_zarr.tree import is_ours, read_tree
 
 if TYPE_CHECKING:
@@ -46,8 +47,13 @@ class Identity:
     tree: Tree
     seen: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        store = self.fetcher.store
+        if isinstance(store, FileStore) and not store.is_met:
+            self.seen = float("-inf")
+
     async def check(self, *, now: bool = False) -> None:
-        """Read the root metadata again, where that was long ago: one request, beside those of a query.
+        """Read the root metadata again, of a file its ETag, where that was long ago: one request, beside a query's.
 
         Parameters
         ----------
@@ -59,16 +65,19 @@ class Identity:
         ConflictError
             The store is another than the one that was opened, or gone.
         """
-        if not is_ours(self.tree) or (not now and time.monotonic() - self.seen < FRESH_SECONDS):
+        store = self.fetcher.store
+        is_file = isinstance(store, FileStore)
+        if not (is_file or is_ours(self.tree)) or (not now and time.monotonic() - self.seen < FRESH_SECONDS):
             return
         self.seen = time.monotonic()
         try:
-            same = (await read_tree(self.fetcher.store, self.uri)).nodes == self.tree.nodes
-        except (NotFoundError, FormatError):
-            same = False
-        if not same:
+            if isinstance(store, FileStore):
+                await store.check()
+            elif (await read_tree(store, self.uri)).nodes != self.tree.nodes:
+                raise self.stale()
+        except (NotFoundError, FormatError, ConflictError) as error:
             self.seen = float("-inf")  # whoever asks next is told as well
-            raise self.stale()
+            raise error if isinstance(error, ConflictError) else self.stale() from error
 
     @cached_property
     def digest(self) -> str:

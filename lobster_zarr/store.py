@@ -22,7 +22,6 @@ from lobster_zarr.address import Address
 from lobster_zarr.connection import connect, is_renewed
 from lobster_zarr.location import Access, Location, check_key, display_uri, is_local, local_path
 from lobster_zarr.loop import run
-from lobster_zarr.rawfile import open_file
 from lobster_zarr.redact import fit_to_show
 from lobster_zarr.refusal import DELETE, LIST, READ, WRITE, Attempt, Operation, ask_s3
 
@@ -39,7 +38,6 @@ __all__ = [
     "explain_missing",
     "is_local",
     "local_path",
-    "open_file",
     "open_store",
     "run",
 ]

@@ -38,7 +38,7 @@ RINGS: dict[int, set[str]] = {
         "_source",
         "checksum",
     },  # pure model
-    3: {"plan"},  # pure planning
+    3: {"plan", "h5format", "h5array", "h5filter", "h5image"},  # pure planning, and what HDF5 files are made of
     4: {
         "agent",
         "address",
@@ -50,7 +50,6 @@ RINGS: dict[int, set[str]] = {
         "connection",
         "refusal",
         "loop",
-        "rawfile",
         "place",
         "s3client",
         "wholefile",
@@ -61,8 +60,22 @@ RINGS: dict[int, set[str]] = {
         "decode",
         "fetch",
         "identity",
+        "sidecar",
+        "h5store",
+        "h5tree",
+        "h5fetch",
     },  # talks to a network
-    5: {"table", "joined", "sparse", "dense", "element"},  # one AnnData element each
+    5: {
+        "table",
+        "joined",
+        "sparse",
+        "dense",
+        "element",
+        "whole",
+        "h5whole",
+        "h5legacy",
+        "h5node",
+    },  # one AnnData element each
     6: {
         "report",
         "summary",
@@ -91,6 +104,7 @@ RINGS: dict[int, set[str]] = {
         "verify",
         "audit",
         "reopen",
+        "h5index",
         "assemble",
         "recipe",
         "moments",
@@ -129,6 +143,7 @@ RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules
 EXPORTS = [
     "ConversionReport",
     "Dataset",
+    "IndexReport",
     "MultimodalDataset",
     "MultimodalSelection",
     "Network",
@@ -136,6 +151,7 @@ EXPORTS = [
     "convert",
     "errors",
     "export",
+    "index",
     "open",
     "verify",
 ]
