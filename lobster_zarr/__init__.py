@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lobster_zarr.byterange import Network
     from lobster_zarr.convert import convert
     from lobster_zarr.dataset import Dataset
+    from lobster_zarr.diagnosis import Diagnosis
+    from lobster_zarr.doctor import doctor
     from lobster_zarr.export import export
     from lobster_zarr.h5index import IndexReport, index
     from lobster_zarr.multimodal import MultimodalDataset, open
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
 __all__ = [
     "ConversionReport",
     "Dataset",
+    "Diagnosis",
     "IndexReport",
     "MultimodalDataset",
     "MultimodalSelection",
     "Network",
     "Selection",
     "convert",
+    "doctor",
     "errors",
     "export",
     "index",
@@ -47,12 +51,14 @@ __version__ = _version("lobster_zarr")
 _HOMES = {
     "ConversionReport": "report",
     "Dataset": "dataset",
+    "Diagnosis": "diagnosis",
     "IndexReport": "h5index",
     "MultimodalDataset": "multimodal",
     "MultimodalSelection": "muquery",
     "Network": "byterange",
     "Selection": "query",
     "convert": "convert",
+    "doctor": "doctor",
     "export": "export",
     "index": "h5index",
     "open": "multimodal",

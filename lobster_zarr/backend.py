@@ -108,8 +108,8 @@ class StorageBackend(Rooted):
     ) -> Any:
         """Load a file or store, or a part of it.
 
-        Of a store only the part is read. A file is read whole (from S3 through scratch space,
-        checked against its checksum), and the part is taken from it.
+        Of a part only its bytes are read, of a store or a file. A whole file comes from S3 through
+        scratch space, checked against its checksum.
 
         Parameters
         ----------
@@ -118,7 +118,7 @@ class StorageBackend(Rooted):
         where, var
             Which cells and genes, as `obs` and `var` of `Dataset.query`.
         lazy
-            Of a store: read values when they are used.
+            Read values when they are used.
         modalities
             Of a MuData, those that are wanted.
         backed
@@ -144,18 +144,14 @@ class StorageBackend(Rooted):
         at = self._place(path)
         asked = elements | {key: v for key, v in (("obs", where), ("var", var)) if v is not None}
         asked |= {} if modalities is None else {"modalities": modalities}
-        if self._form(at) == "zarr":
-            _refuse(backed, "backed", "an .h5ad or .h5mu; a store is left where it is with lazy=True")
+        in_place = self._form(at) == "zarr" or bool(asked) or lazy
+        _refuse(backed and (in_place or at.scheme != "file"), "backed", "a whole local .h5ad or .h5mu")
+        if in_place:
             selection = self._checked(self._open(at)).query(**asked)
             return selection.to_lazy() if lazy else selection.to_memory()
-        _refuse(lazy, "lazy", "a .zarr store; convert the file first")
-        _refuse(backed and bool(asked or at.scheme != "file"), "backed", "a whole local file")
         with self._local(at, callback) as file:
             self._check_kind(several=datafile.is_mudata(file), what=str(at))
-            if not asked:
-                return datafile.read_file(file, backed=backed)
-            with datafile.stored(file) as data:
-                return data.query(**asked).to_memory()
+            return datafile.read_file(file, backed=backed)
 
     def save(
         self,
@@ -265,12 +261,12 @@ class StorageBackend(Rooted):
             transfer.upload(path, str(at), options, parts=self.parts, callback=callback, progress=self.progress)
 
     def query(self, path: PathLike, query: str, output_format: str = "parquet", output: PathLike | None = None) -> Any:
-        """Answer an SQL query about cells; of a store only what it needs is read.
+        """Answer an SQL query about cells; only what it needs is read.
 
         Parameters
         ----------
         path
-            Of a store, or of a file (which is fetched whole).
+            Of a store or a file.
         query
             ``SELECT obs WHERE obs.cell_type = 'T cell'`` for whole rows, or any SQL of `Dataset.sql`.
         output_format
@@ -305,13 +301,8 @@ class StorageBackend(Rooted):
         return str(self._place(output))
 
     def _answer(self, at: Location, query: str, output_format: str) -> Any:
-        if self._form(at) == "zarr":
-            return _answered(self._open(at), query, output_format)
-        with (
-            self._local(at) as file,
-            datafile.stored(file) if output_format == "anndata" else datafile.tables(file) as data,
-        ):
-            return _answered(data, query, output_format)
+        self._form(at)
+        return _answered(self._open(at), query, output_format)
 
     def exists(self, path: PathLike) -> bool:
         """Whether there is a file or store.

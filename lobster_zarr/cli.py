@@ -1,4 +1,4 @@
-"""The command line: ``lobster-zarr convert | info | query | sql | export | verify | demo``.
+"""The command line: ``lobster-zarr convert | info | query | sql | export | verify | doctor | demo``.
 
 Every failure is one line on standard error and exit status 2. Must not hold
 logic of its own: each command is one call of the Python interface.
@@ -338,6 +338,27 @@ def verify(
             uri, None if against is None else _source(against), storage_options=_options(endpoint_url), client=client
         )
     typer.echo(str(report))
+
+
+@app.command()
+def doctor(
+    uri: Annotated[str, typer.Argument(help="A store or file: path or URI.")],
+    *,
+    fix: Annotated[
+        str | None,
+        typer.Option(help="Convert it to this place as proposed; tell before and after.", metavar="DEST"),
+    ] = None,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what in the layout of a store makes queries slow, and what converting it would save."""
+    import lobster_zarr as lz
+    from lobster_zarr.doctor import repair
+
+    options = _options(endpoint_url)
+    found = lz.doctor(uri, options)
+    told = found if fix is None or found.healthy else repair(found, fix, options)
+    typer.echo(json.dumps(told.to_dict()) if as_json else str(told))
 
 
 @app.command()

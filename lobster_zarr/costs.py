@@ -9,8 +9,9 @@ import math
 from typing import TYPE_CHECKING
 
 from lobster_zarr.errors import BudgetError
-from lobster_zarr.explain import ArrayPlan, excess
+from lobster_zarr.explain import ROUND_TRIPS, ArrayPlan, excess
 from lobster_zarr.plan import ArrayRead
+from lobster_zarr.prediction import after_conversion
 from lobster_zarr.report import human_bytes
 
 if TYPE_CHECKING:
@@ -37,6 +38,24 @@ def excesses(data: StoreReader, ways: Mapping[str, Sequence[Layout]], rows: Axis
         if not math.prod(reader.values.grid.chunks_per_shard) > 1 and not data.fetcher.strict:
             lacks.append("its chunks are large (convert it)")
         yield from excess(path, layouts[0].n_bytes, int(whole * shares[0] * shares[1]), lacks)
+
+
+async def once_converted(data: StoreReader, reads: Sequence[ArrayRead], rows: Axis, columns: Axis) -> list[str]:
+    """Say of a raw file what its matrix would take of a converted store, where that is less. No request."""
+    own = [read for read in reads if read.node.path.startswith(f"{data.tree.root}X")]
+    if data.tree.container != "hdf5" or not own:
+        return []
+    n_rows, n_genes = (
+        None if axis.runs is None else axis.count(table.n_rows)
+        for axis, table in ((rows, data.obs), (columns, data.var))
+    )
+    n_requests, n_bytes = await after_conversion(data, n_rows, n_genes)
+    if n_bytes >= data.fetcher.price(own)[1]:
+        return []
+    seconds = data.fetcher.network.seconds(n_requests, n_bytes, ROUND_TRIPS)
+    told = f"about {n_requests} requests, {human_bytes(n_bytes)}, {seconds:.2f} s"
+    together = "" if n_rows is None else " and sorted so that these cells lie together"
+    return [f"X, once converted{together}: {told} (see `lobster-zarr doctor`)"]
 
 
 def check_budget(plan: QueryPlan, max_bytes: int | None, memory_limit: int | None) -> None:

@@ -1,7 +1,6 @@
 """Reads and writes .h5ad and .h5mu files of this machine exactly: text stays text.
 
-A file can be asked what a store can: it is converted to a store in scratch
-space for the length of the question. Must not know where files come from.
+Must not know where files come from.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import mudata
 import pandas as pd
 
 from lobster_zarr.convert import convert
-from lobster_zarr.errors import FormatError, LobsterZarrError, UnsupportedError
+from lobster_zarr.errors import FormatError, UnsupportedError
 from lobster_zarr.export import export
 from lobster_zarr.h5ad import compression_options
 from lobster_zarr.location import Location
@@ -121,32 +120,12 @@ def write_file(data: Annotated, path: Path, compression: str | None, compression
 
 
 @contextmanager
-def stored(source: Path | Annotated) -> Iterator[Dataset | MultimodalDataset]:
-    """Give a store of a file, or of what is in memory, that lasts as long as the block."""
+def stored(source: Annotated) -> Iterator[Dataset | MultimodalDataset]:
+    """Give a store of what is in memory, that lasts as long as the block."""
     with tempfile.TemporaryDirectory(prefix="lobster-zarr-") as scratch:
         path = Path(scratch, "data.zarr")
         convert(source, path, codec="fast", gene_major=False, progress=False, client=False)
         yield open_dataset(path)
-
-
-@contextmanager
-def tables(path: Path) -> Iterator[Dataset | MultimodalDataset]:
-    """Give a store of the tables of a file, its matrices left out, that lasts as long as the block."""
-    if is_mudata(path):  # its tables are joined by maps: it is taken whole
-        with stored(path) as data:
-            yield data
-        return
-    try:
-        with h5py.File(path, "r") as file:
-            frames: dict[str, Any] = {name: ad.io.read_elem(file[name]) for name in ("obs", "var")}
-        bare = ad.AnnData(**frames)
-    except LobsterZarrError:
-        raise
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        msg = f"cannot read obs and var of {path}: {error}. It may be damaged: compare it with the original."
-        raise FormatError(msg) from error
-    with stored(bare) as data:
-        yield data
 
 
 def in_memory(data: Annotated) -> Annotated:

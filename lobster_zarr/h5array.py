@@ -7,16 +7,15 @@ where the file is.
 from __future__ import annotations
 
 import math
-import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast, override
 
 import numpy as np
-from numcodecs import Fletcher32, Shuffle
 
 from lobster_zarr.errors import UnsupportedError
 from lobster_zarr.grid import Grid, cdiv
+from lobster_zarr.h5filter import NAMES, Filter, unfiltered
 from lobster_zarr.h5format import REFERENCE, ChunkIndex
 from lobster_zarr.node import MAX_CHUNK_BYTES, ArrayNode
 from lobster_zarr.noted import Note
@@ -26,15 +25,8 @@ if TYPE_CHECKING:
 
     from zarr.core.metadata import ArrayV3Metadata
 
-DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
-"""HDF5's numbers of the filters that are undone here, on all cores; others are left to libhdf5."""
-NAMES = {1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
-NAMES |= {32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32015: "zstd", 32026: "blosc2"}
 PIECE_BYTES = 32 << 10
 """A contiguous dataset is read by pieces of whole rows of at most so many bytes, or by one row."""
-
-Filter = tuple[int, int, tuple[int, ...]]
-"""Number, flags and values of a filter, as libhdf5 tells them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,33 +185,9 @@ class FileArray(ArrayNode):
         if expected > MAX_CHUNK_BYTES:
             msg = f"it declares {expected:,} decoded bytes; expected at most {MAX_CHUNK_BYTES:,}"
             raise ValueError(msg)
-        applied = [f for i, f in enumerate(self.stored.filters) if not mask >> i & 1]
-        if any(code not in {DEFLATE, SHUFFLE, FLETCHER32} for code, _, _ in applied):
-            from lobster_zarr.h5filter import unfiltered
-
-            return unfiltered(encoded, mask, self.stored.filters, self.stored.dtype, self.grid.chunk, self.path)
-        for code, _, _ in reversed(applied):
-            encoded = _undone(code, encoded, self.stored.dtype.itemsize, expected)
         if self.stored.chunk is None and len(encoded) < expected:  # the last piece of a contiguous dataset
             encoded = bytes(encoded).ljust(expected, b"\0")
-        if len(encoded) != expected:
-            msg = f"it holds {len(encoded):,} bytes, expected {expected:,}"
-            raise ValueError(msg)
-        return np.frombuffer(encoded, self.stored.dtype).reshape(self.grid.chunk)
-
-
-def _undone(code: int, encoded: bytes | memoryview, itemsize: int, expected: int) -> Any:
-    """Undo one filter; `expected` bounds what may come of it, but for a checksum of 4 bytes."""
-    if code == SHUFFLE:
-        return Shuffle(itemsize).decode(encoded) if itemsize > 1 else encoded
-    if code == FLETCHER32:
-        return Fletcher32().decode(encoded)
-    stream = zlib.decompressobj()
-    decoded = stream.decompress(encoded, expected + 5)
-    if not stream.eof:
-        msg = "its compressed bytes are cut short, or hold more than a chunk"
-        raise ValueError(msg)
-    return decoded
+        return unfiltered(encoded, mask, self.stored.filters, self.stored.dtype, self.grid.chunk, self.path)
 
 
 assert REFERENCE.itemsize == 16  # noqa: S101 - as the format has it

@@ -19,7 +19,7 @@ from lobster_zarr.h5tree import Survey
 from lobster_zarr.h5whole import stored_parts
 from lobster_zarr.plan import ArrayRead
 from lobster_zarr.report import human_bytes
-from lobster_zarr.sidecar import SUFFIX, cached_path, document
+from lobster_zarr.sidecar import SUFFIX, document
 from lobster_zarr.store import display_uri, run
 from lobster_zarr.wholefile import make_folder, whole_file
 
@@ -104,7 +104,7 @@ def index(
     writer = None if local else FileStore(uri, storage_options, read_only=False)
     tree, body = run(_index(store))
     if writer is None:
-        path = make_folder(cached_path(str(store)))
+        path = make_folder(store.cache_path)
         with whole_file(path) as part:
             part.write_bytes(body)
         where = str(path)

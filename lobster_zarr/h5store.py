@@ -5,7 +5,9 @@ Knows obstore's conditional requests. Must not know what the file holds.
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, override
@@ -23,12 +25,14 @@ from lobster_zarr.store import UriStore
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
 SUFFIXES = (".h5ad", ".h5mu", ".h5", ".hdf5")
+MODALITY = re.compile(r"(.+\.(?:h5mu|zip))/(?:mod/)?([^/]+)/?")
+"""A modality of a file, as mudata spells it: ``file.h5mu/mod/rna`` or ``file.h5mu/rna``."""
 PIECE_BYTES = 256 << 10
 _SIGNATURE_PLACES = (0, 512, 1024, 2048, 4096, 8192)
 _replaced: set[tuple[str, str]] = set()
@@ -67,13 +71,15 @@ class FileStore(UriStore):
     ) -> None:
         where = Location.of(uri)
         where.check()
-        if where.scheme == "file" and not Path(where.root).is_file():
-            raise NotFoundError(f"There is no file at {where}. Check the path.")
+        if where.scheme == "file":
+            if not Path(where.root).is_file():
+                raise NotFoundError(f"There is no file at {where}. Check the path.")
+            where = replace(where, root=str(Path(where.root).absolute()))
         self.file_location, self.etag, self.n_bytes = where, "", -1
         self.is_met = False
         folder, _, self.name = (where.prefix if where.scheme not in {"file", "memory"} else where.root).rpartition("/")
         if where.scheme == "file":
-            parent = replace(where, root=str(Path(where.root).absolute().parent))
+            parent = replace(where, root=str(Path(where.root).parent))
         elif where.scheme == "memory":
             parent = replace(where, root=folder)
         else:
@@ -116,18 +122,24 @@ class FileStore(UriStore):
             return answer.meta, bytes(await answer.bytes_async())
 
         try:
-            meta, body = await self._asked(READ, self.name, request)
-        except FileNotFoundError as error:
-            reason = await self.explain_missing()
-            raise reason or NotFoundError(f"There is no file at {self}. Check the path.") from error
+            found = await self._found(request)
         except StorageError as failure:
             # Of an empty file no range can be answered; only a failure without another explanation is worth a HEAD.
             if type(failure) is StorageError and await self.getsize(self.name) == 0:
                 raise FormatError(f"{self} is empty; expected an HDF5 file. Copy it again.") from failure
             raise
+        if found is None:
+            raise await self.explain_missing() or NotFoundError(f"There is no file at {self}. Check the path.")
+        meta, body = found
         self.meant(meta["e_tag"] or "", meta["size"])
         self.is_met = True
         return body
+
+    async def _found[T](self, request: Callable[[], Awaitable[T]]) -> T | None:
+        """Make a request; None where there is no such file. No error has the client's as its context, URL and all."""
+        with contextlib.suppress(FileNotFoundError):
+            return await self._asked(READ, self.name, request)
+        return None
 
     async def check(self) -> None:
         """Ask whether the file is still the one that it was. One request.
@@ -139,11 +151,8 @@ class FileStore(UriStore):
         """
         import obstore
 
-        try:
-            meta = await self._asked(READ, self.name, lambda: obstore.head_async(self.store, self.name))
-        except FileNotFoundError as error:
-            raise self.changed() from error
-        if (meta["e_tag"] or "", meta["size"]) != (self.etag, self.n_bytes):
+        meta = await self._found(lambda: obstore.head_async(self.store, self.name))
+        if meta is None or (meta["e_tag"] or "", meta["size"]) != (self.etag, self.n_bytes):
             raise self.changed()
 
     def meant(self, etag: str, n_bytes: int) -> None:
@@ -158,7 +167,7 @@ class FileStore(UriStore):
         FormatError
             It is damaged.
         """
-        local = cached_path(str(self))
+        local = self.cache_path
         if local.is_file():
             found = Sidecar.parse(local.read_bytes(), str(local))
         else:
@@ -167,6 +176,11 @@ class FileStore(UriStore):
                 return None
             found = Sidecar.parse(body, f"{self}{SUFFIX}")
         return None if (str(self), found.etag) in _replaced else found
+
+    @property
+    def cache_path(self) -> Path:
+        """Where this user keeps what is kept of the file."""
+        return cached_path(f"{self._access.endpoint_url or ''} {self}")
 
     async def _beside(self) -> bytes | None:
         import obstore
@@ -188,7 +202,8 @@ class FileStore(UriStore):
     @property
     def options(self) -> dict[str, Any]:
         """What makes a request conditional."""
-        return {"if_match": self.etag} if self.etag and self._where.scheme != "memory" else {}
+        is_strong = self.etag and not self.etag.startswith("W/")  # a weak one matches nothing, by RFC 9110
+        return {"if_match": self.etag} if is_strong and self._where.scheme != "memory" else {}
 
     async def _answer(self, start: int, stop: int) -> Any:
         import obstore
@@ -226,10 +241,10 @@ class FileStore(UriStore):
             answer = await self._answer(wanted.start, wanted.end)
             return bytes(await answer.bytes_async())
 
-        try:
-            return prototype.buffer.from_bytes(await self._asked(READ, self.name, request))
-        except FileNotFoundError as error:
-            raise self.changed() from error
+        body = await self._found(request)
+        if body is None:
+            raise self.changed()
+        return prototype.buffer.from_bytes(body)
 
     async def read(self, start: int, stop: int) -> bytes:
         """Read a range. One request."""

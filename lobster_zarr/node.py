@@ -140,11 +140,8 @@ class ArrayNode:
     def _spec(self) -> ArraySpec:
         chunk_bytes = math.prod(self.grid.chunk) * max(self.dtype.itemsize, 1)
         if chunk_bytes > MAX_CHUNK_BYTES:
-            msg = (
-                f"array {self.path!r} declares chunks of {chunk_bytes:,} decoded bytes; "
-                f"expected at most {MAX_CHUNK_BYTES:,}. Rewrite the store with smaller chunks."
-            )
-            raise UnsupportedError(msg)
+            limits = f"decoded bytes; expected at most {MAX_CHUNK_BYTES:,}. Rewrite the store with smaller chunks."
+            raise UnsupportedError(f"array {self.path!r} declares chunks of {chunk_bytes:,} {limits}")
         order: Any = getattr(self.metadata, "order", "C")
         config = ArrayConfig.from_dict({"order": order, "write_empty_chunks": True, "read_missing_chunks": False})
         return ArraySpec(self.grid.chunk, self.metadata.dtype, self.metadata.fill_value, config, _PROTOTYPE)
@@ -306,8 +303,6 @@ class Tree:
         2 or 3.
     root
         Of a part of a store, where it lies: ``mod/rna/``. Arrays say where they are from the root of the store.
-    container
-        What holds the nodes.
     """
 
     nodes: Mapping[str, Mapping[str, Any]]
@@ -316,6 +311,7 @@ class Tree:
     _arrays: dict[str, ArrayNode] = field(default_factory=dict, repr=False, compare=False)
     """Parsed arrays by their path from the root of the store; shared with its parts."""
     container: Literal["zarr", "hdf5"] = "zarr"
+    """What holds the nodes."""
 
     @cached_property
     def _children(self) -> dict[str, list[str]]:

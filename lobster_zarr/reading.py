@@ -15,7 +15,7 @@ import numpy as np
 
 from lobster_zarr.assemble import assemble
 from lobster_zarr.blocks import Weights, weigh
-from lobster_zarr.costs import array_plan, check_budget, excesses
+from lobster_zarr.costs import array_plan, check_budget, excesses, once_converted
 from lobster_zarr.errors import FormatError, NotFoundError, did_you_mean
 from lobster_zarr.explain import QueryPlan
 from lobster_zarr.fetch import together
@@ -370,7 +370,11 @@ class Reading:
             network=data.fetcher.network,
             spent_requests=self.stats.n_requests - before[0],
             spent_bytes=self.stats.n_bytes - before[1],
-            notes=(*self.resolver.notes, *excesses(data, self._ways, rows, columns)),
+            notes=(
+                *self.resolver.notes,
+                *excesses(data, self._ways, rows, columns),
+                *await once_converted(data, reads, rows, columns),
+            ),
             reordered=rows.take is not None
             or columns.take is not None
             or (rows.pending and any(not (part.whole or self._in_place(part)) for part in self.parts(rows, columns))),

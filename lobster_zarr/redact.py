@@ -1,7 +1,7 @@
 """Keeps secrets out of what the AWS client libraries log.
 
-At DEBUG, botocore and aiobotocore log the headers that they sign, session token
-and key included, and the answers of STS. A filter on their loggers (not on the
+At DEBUG, botocore logs the headers that it signs, session token and key included,
+and the answers of STS. A filter on their loggers (not on the
 root, nor on anybody's handlers) writes a mark in place of every secret that this
 package used, and of whatever those libraries call one. Records are never
 dropped. Must not know what a secret is for.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, override
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_LIBRARIES = {"boto3", "botocore", "aiobotocore", "s3transfer", "s3fs", "fsspec", "aiohttp", "urllib3"}
+_LIBRARIES = {"boto3", "botocore", "s3transfer", "urllib3"}
 _MARK = "***"
 _SHORTEST = 8
 """Shorter values are no AWS secrets, and to mark each of them would spoil other text."""

@@ -128,6 +128,10 @@ class SparseReader:
                 self._indptr = indptr
         return self._indptr
 
+    def suppose(self, indptr: np.ndarray, first: np.ndarray | None = None) -> None:
+        """Take the offsets, and the first position of each chunk, as given: for a plan over what is not read."""
+        self._indptr, self._first = indptr, first
+
     @property
     def _offsets_node(self) -> ArrayNode:
         return self._indptr_node if self._index_node is None else self._index_node

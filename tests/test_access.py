@@ -14,7 +14,8 @@ from zarr.core.buffer import default_buffer_prototype
 from lobster_zarr import cli, errors
 from lobster_zarr.address import Address
 from lobster_zarr.location import Access
-from lobster_zarr.store import open_file, open_store, run
+from lobster_zarr.store import open_store, run
+from tests.files import content_of
 from tests.gates import Answer, gate, in_region, xml
 
 if TYPE_CHECKING:
@@ -231,8 +232,7 @@ def test_streams_and_files_find_the_region(abroad, s3):
         return b"".join([piece async for piece in open_store(uri, options).stream("k", 2, 5)])
 
     assert run(streamed()) == b"nte"
-    with open_file(f"{uri}/k", options) as file:
-        assert file.read() == b"content"
+    assert content_of(f"{uri}/k", options) == b"content"
 
 
 def test_where_the_region_cannot_be_found_the_error_says_how(s3, before):
@@ -277,8 +277,8 @@ def test_a_burst_that_passes_and_one_that_does_not(s3, before, hasty, answer, n_
             request_of()
         assert len(before.asked) == 3 + 1  # and one that asks why
     before.asked.clear()
-    with pytest.raises(errors.NetworkError, match="max_attempts"), open_file(f"{uri}/k", hasty):
-        pass
+    with pytest.raises(errors.NetworkError, match="max_attempts"):
+        content_of(f"{uri}/k", hasty)
     assert len(before.asked) <= 2 * 3 + 1
 
 

@@ -60,6 +60,7 @@ RINGS: dict[int, set[str]] = {
         "decode",
         "fetch",
         "identity",
+        "inventory",
         "sidecar",
         "h5store",
         "h5tree",
@@ -114,7 +115,8 @@ RINGS: dict[int, set[str]] = {
         "xarrays",
         "fingerprint",
         "packing",
-    }  # what a caller holds
+    }
+    | {"doctor", "diagnosis", "symptoms", "prediction", "blueprint", "packed"}  # what a caller holds
     | {
         "convert",
         "conversion",
@@ -143,12 +145,14 @@ RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules
 EXPORTS = [
     "ConversionReport",
     "Dataset",
+    "Diagnosis",
     "IndexReport",
     "MultimodalDataset",
     "MultimodalSelection",
     "Network",
     "Selection",
     "convert",
+    "doctor",
     "errors",
     "export",
     "index",
@@ -159,7 +163,6 @@ EXPORTS = [
 # Slow or optional: `import lobster_zarr` leaves them to the function that needs them.
 # anndata alone takes a second, and brings dask, h5py, pandas and xarray.
 LAZY = [
-    "aiobotocore",
     "anndata",
     "awkward",
     "boto3",
@@ -169,7 +172,6 @@ LAZY = [
     "lobster",
     "moto",
     "mudata",
-    "s3fs",
     "scanpy",
     "torch",
     "xarray",

@@ -24,7 +24,8 @@ from lobster_zarr import errors
 from lobster_zarr.address import Address
 from lobster_zarr.location import Access
 from lobster_zarr.redact import redacted
-from lobster_zarr.store import open_file, open_store, run
+from lobster_zarr.store import open_store, run
+from tests.files import content_of
 from tests.gates import Answer, gate, xml
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def test_a_failing_request_tells_no_secret(said, kind, tmp_path):
         for attempt in (
             lambda: lz.open("s3://canary/x.zarr", options),
             lambda: lz.convert(cells(), "s3://canary/x.zarr", storage_options=options),
-            lambda: open_file("s3://canary/x.h5ad", options).__enter__(),
+            lambda: content_of("s3://canary/x.h5ad", options),
             lambda: run(open_store("s3://canary/x.zarr", options, read_only=False).delete("k")),
         ):
             try:
@@ -157,8 +158,7 @@ def test_what_sts_gives_is_not_logged(s3, said, tmp_path, monkeypatch):
         s3.client().put_object(Bucket="canary-sts", Key="k", Body=b"content")
         with pytest.raises(errors.NotFoundError):
             lz.open("s3://canary-sts/x.zarr")
-        with open_file("s3://canary-sts/k") as file:
-            assert file.read() == b"content"
+        assert content_of("s3://canary-sts/k") == b"content"
         client = Access.of({}).client()
         client.get_object(Bucket="canary-sts", Key="k")["Body"].read()
         client.close()

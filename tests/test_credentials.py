@@ -14,7 +14,8 @@ from zarr.core.buffer import default_buffer_prototype
 
 from lobster_zarr import errors
 from lobster_zarr.location import Access
-from lobster_zarr.store import open_file, open_store, run
+from lobster_zarr.store import open_store, run
+from tests.files import content_of
 from tests.gates import Answer, gate, xml
 
 if TYPE_CHECKING:
@@ -63,8 +64,7 @@ def check_signed(lab: Gate, key: str, token: str | None = None, **options: objec
     assert get(open_store(URI, options)) == b"content"
     assert (lab.asked[-1].key, lab.asked[-1].headers.get("x-amz-security-token")) == (key, token)
     assert len(lab.asked) == 1
-    with open_file(f"{URI}/k", options) as file:
-        assert file.read() == b"content"
+    assert content_of(f"{URI}/k", options) == b"content"
     assert (lab.asked[-1].key, lab.asked[-1].headers.get("x-amz-security-token")) == (key, token)
     client = Access.of(options).client()
     assert client.get_object(Bucket="credentials", Key="k")["Body"].read() == b"content"
@@ -159,8 +159,8 @@ def test_a_token_renewed_in_the_environment_is_taken_up(lab, monkeypatch):
     lab.rule = lambda asked: Answer(400, xml("ExpiredToken")) if asked.key == "ASIAOLD" else None
     with pytest.raises(errors.CredentialsError, match="aws sso login"):
         get(store)
-    with pytest.raises(errors.CredentialsError, match="aws sso login"), open_file(f"{URI}/k"):
-        pass
+    with pytest.raises(errors.CredentialsError, match="aws sso login"):
+        content_of(f"{URI}/k")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ASIANEW")
     assert get(store) == b"content"
 

@@ -15,7 +15,7 @@ from scipy import sparse
 
 import lobster_zarr as lz
 from lobster_zarr import errors, h5store
-from lobster_zarr.sidecar import SUFFIX, cached_path
+from lobster_zarr.sidecar import SUFFIX
 from tests import oracle
 
 N_OBS, N_VARS = 6_000, 200  # more than is read around the metadata
@@ -104,6 +104,7 @@ def test_a_plan_of_numbers_is_what_is_fetched(on_s3):
     uri, options, _ = on_s3
     selection = lz.open(uri, options).query(slice(1_000, 2_000), obs_columns=["n_counts"])
     plan, before = selection.explain(), dict(selection.stats.by_array)
+    assert "X, once converted and sorted so that these cells lie together: about" in str(plan)
     selection.to_memory()
     assert {array.path for array in plan.arrays if not array.exact} == {
         "obs/_index/values",
@@ -223,7 +224,6 @@ def test_a_local_index_lies_in_the_cache_of_the_user(tmp_path, adata):
     path = tmp_path / "x.h5ad"
     adata.write_h5ad(path)
     report = lz.index(path, local=True)
-    assert report.index == str(cached_path(str(path)))
     assert report.index.startswith(str(tmp_path / "cache"))
     assert not path.with_name(path.name + SUFFIX).exists()
 
@@ -234,7 +234,7 @@ def test_an_open_file_travels_to_other_processes(on_s3, adata):
     sent = pickle.dumps(ds)
     assert len(sent) < 5_000
     assert options["secret"].encode() not in sent
-    oracle.assert_equal(pickle.loads(sent).query(T_CELLS).to_memory(), expected(adata))
+    oracle.assert_equal(pickle.loads(sent).query(T_CELLS).to_memory(), expected(adata))  # noqa: S301
 
 
 def test_a_file_that_was_replaced_is_not_opened_for_a_pickle(on_s3, adata):
@@ -242,4 +242,4 @@ def test_a_file_that_was_replaced_is_not_opened_for_a_pickle(on_s3, adata):
     sent = pickle.dumps(lz.open(uri, options))
     put(adata[::-1].copy())
     with pytest.raises(errors.ConflictError, match="overwritten"):
-        pickle.loads(sent).query(T_CELLS).count()
+        pickle.loads(sent).query(T_CELLS).count()  # noqa: S301

@@ -26,15 +26,16 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import ZipStore
 
 from lobster_zarr import errors
+from lobster_zarr.h5store import FileStore
 from lobster_zarr.store import (
     display_uri,
     explain_missing,
     is_local,
     local_path,
-    open_file,
     open_store,
     run,
 )
+from tests.files import content_of
 from tests.s3 import s3_server
 
 PROTOTYPE = default_buffer_prototype()
@@ -315,7 +316,7 @@ def test_local_paths():
     ],
 )
 def test_a_uri_that_opens_nothing(uri):
-    for opener in (open_store, lambda uri: open_file(uri).__enter__()):
+    for opener in (open_store, FileStore):
         with pytest.raises(errors.InvalidArgumentError):
             opener(uri)
 
@@ -367,7 +368,7 @@ def test_zip(tmp_path):
     ],
 )
 def test_options_out_of_their_domain(options, hint):
-    for opener in (open_store, lambda *args: open_file(*args).__enter__()):
+    for opener in (open_store, FileStore):
         with pytest.raises(errors.InvalidArgumentError, match=hint) as caught:
             opener("s3://bucket/x", {"anon": True} | options)
         assert CANARY not in str(caught.value)
@@ -390,8 +391,7 @@ def test_environment(s3, bucket, monkeypatch, name):
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     put(open_store(bucket, read_only=False), "k")
     assert get(open_store(bucket, {}), "k") == CONTENT
-    with open_file(f"{bucket}/k") as file:
-        assert file.read() == CONTENT
+    assert content_of(f"{bucket}/k") == CONTENT
 
 
 def test_options_go_before_the_environment(guarded, monkeypatch):
@@ -402,8 +402,7 @@ def test_options_go_before_the_environment(guarded, monkeypatch):
     monkeypatch.setenv("AWS_SESSION_TOKEN", "wrong")
     options = {**users["reader"], "endpoint_url": server.endpoint, "region": "us-east-1"}
     assert get(open_store(uri, options), "a/zarr.json") == CONTENT
-    with open_file(f"{uri}/raw.h5ad", options) as file:
-        assert file.read() == CONTENT
+    assert content_of(f"{uri}/raw.h5ad", options) == CONTENT
 
 
 def test_profiles(guarded, monkeypatch, tmp_path):
@@ -417,8 +416,7 @@ def test_profiles(guarded, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(config))
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
     assert get(open_store(uri, {"profile": "reader"}), "a/zarr.json") == CONTENT
-    with open_file(f"{uri}/raw.h5ad", {"profile": "reader"}) as file:
-        assert file.read() == CONTENT
+    assert content_of(f"{uri}/raw.h5ad", {"profile": "reader"}) == CONTENT
     monkeypatch.setenv("AWS_PROFILE", "reader")
     assert get(open_store(uri), "a/zarr.json") == CONTENT
     monkeypatch.setenv("AWS_PROFILE", "wrong")
@@ -432,7 +430,7 @@ def test_profiles(guarded, monkeypatch, tmp_path):
 
 def test_no_credentials_is_said_at_once():
     start = time.monotonic()
-    for opener in (open_store, lambda uri: open_file(uri).__enter__()):
+    for opener in (open_store, FileStore):
         with pytest.raises(errors.CredentialsError, match="anon=True"):
             opener("s3://bucket/x")
     assert time.monotonic() - start < 10
@@ -500,11 +498,8 @@ def test_keys_that_are_not_accepted(guarded, secret):
         with pytest.raises(errors.CredentialsError) as caught:
             attempt()
         assert CANARY not in "".join(traceback.format_exception(caught.value))
-    with (
-        pytest.raises(errors.CredentialsError),
-        open_file(f"{uri}/raw.h5ad", {**server.storage_options, **wrong}),
-    ):
-        pass
+    with pytest.raises(errors.CredentialsError):
+        content_of(f"{uri}/raw.h5ad", {**server.storage_options, **wrong})
 
 
 def test_missing_bucket(s3):
@@ -517,11 +512,8 @@ def test_missing_bucket(s3):
     for attempt in tried["s3:PutObject"] + tried["s3:ListBucket"]:
         with pytest.raises(errors.BucketNotFoundError):
             attempt()
-    with (
-        pytest.raises(errors.BucketNotFoundError),
-        open_file("s3://no-such-bucket/x.h5ad", s3.storage_options),
-    ):
-        pass
+    with pytest.raises(errors.BucketNotFoundError):
+        content_of("s3://no-such-bucket/x.h5ad", s3.storage_options)
 
 
 def test_nothing_to_explain(s3, bucket, guarded, tmp_path):
@@ -547,13 +539,13 @@ def test_refused_connection():
             put(store, "zarr.json")
         with pytest.raises(errors.NetworkError):
             get(open_store(f"{endpoint}/x.zarr"), "zarr.json")
-        with pytest.raises(errors.NetworkError), open_file(f"{endpoint}/x.h5ad"):
-            pass
+        with pytest.raises(errors.NetworkError):
+            content_of(f"{endpoint}/x.h5ad")
         assert time.monotonic() - start < 25
         start = time.monotonic()
         options = {"key": "k", "secret": "s", "endpoint_url": endpoint}
-        with pytest.raises(errors.NetworkError), open_file("s3://bucket/x.h5ad", options):
-            pass
+        with pytest.raises(errors.NetworkError):
+            content_of("s3://bucket/x.h5ad", options)
         assert time.monotonic() - start < 25
 
 
@@ -607,16 +599,11 @@ def test_http_reads(s3, bucket):
     assert get(store, "zarr.json", SuffixByteRequest(3)) == CONTENT[-3:]
     assert get(store, "nope") is None
     assert not store.supports_listing
-    with open_file(f"{s3.endpoint}/{name}/x.zarr/zarr.json") as file:
-        file.seek(100)
-        assert file.read(10) == CONTENT[100:110]
+    assert content_of(f"{s3.endpoint}/{name}/x.zarr/zarr.json") == CONTENT
     with pytest.raises(errors.UnsupportedError):
         open_store(signed, read_only=False)
-    with (
-        pytest.raises(errors.NotFoundError) as caught,
-        open_file(f"{s3.endpoint}/{name}/no.h5ad?sig={CANARY}"),
-    ):
-        pass
+    with pytest.raises(errors.NotFoundError) as caught:
+        content_of(f"{s3.endpoint}/{name}/no.h5ad?sig={CANARY}")
     assert CANARY not in "".join(traceback.format_exception(caught.value))
 
 
@@ -627,11 +614,8 @@ def test_http_denied_hides_the_signature(s3, bucket):
     with pytest.raises(errors.AccessDeniedError) as caught:
         get(store, "zarr.json")
     assert CANARY not in "".join(traceback.format_exception(caught.value))
-    with (
-        pytest.raises(errors.AccessDeniedError) as caught,
-        open_file(f"{private}/zarr.json?X-Amz-Meta={CANARY}"),
-    ):
-        pass
+    with pytest.raises(errors.AccessDeniedError) as caught:
+        content_of(f"{private}/zarr.json?X-Amz-Meta={CANARY}")
     assert CANARY not in "".join(traceback.format_exception(caught.value))
 
 
@@ -718,36 +702,30 @@ def test_a_relative_path_is_pickled_whole(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
-def test_open_file(s3, bucket, tmp_path, where):
-    content = np.random.default_rng(0).bytes(20 << 20)
+def test_a_file_is_read_by_ranges(s3, bucket, tmp_path, where):
+    content = np.random.default_rng(0).bytes(3 << 20)
     if where == "s3":
-        uri, options = f"{bucket}/dir/a b?.h5ad".replace("?", "+"), s3.storage_options
+        uri, options = f"{bucket}/dir/a b+.h5ad", s3.storage_options
         s3.client().put_object(Bucket=bucket.removeprefix("s3://"), Key="dir/a b+.h5ad", Body=content)
     else:
         uri, options = tmp_path / "x.h5ad", None
         uri.write_bytes(content)
-    with open_file(uri, options) as file:
-        assert file.seekable()
-        for start, stop in ((0, 8), (19 << 20, 20 << 20), (5, 9 << 20), (1 << 20, 1 << 20)):
-            file.seek(start)
-            assert file.read(stop - start) == content[start:stop]
+    store = FileStore(uri, options)
+    assert run(store.meet(100)) == content[:100]
+    assert store.n_bytes == len(content)
+    for start, stop in ((0, 8), (2 << 20, 3 << 20), (5, 2 << 20)):
+        assert run(store.read(start, stop)) == content[start:stop]
+    with pytest.raises(errors.FormatError, match="ends at byte 3,145,728"):
+        run(store.read(0, len(content) + 1))
     missing = f"{bucket}/absent.h5ad" if where == "s3" else tmp_path / "absent.h5ad"
-    with pytest.raises(errors.NotFoundError, match="absent"), open_file(missing, options):
-        pass
+    with pytest.raises(errors.NotFoundError, match="absent"):
+        content_of(missing, options)
 
 
-def test_open_file_denied(guarded):
+def test_a_file_may_be_denied(guarded):
     server, uri, users = guarded
-    options = {**server.storage_options, **users["nobody"]}
-    with pytest.raises(errors.AccessDeniedError, match="s3:GetObject"), open_file(f"{uri}/raw.h5ad", options):
-        pass
-
-
-def test_an_error_inside_the_block_is_the_callers(tmp_path):
-    (tmp_path / "x").write_bytes(b"x")
-    with pytest.raises(FileNotFoundError, match="mine"), open_file(tmp_path / "x") as file:
-        raise FileNotFoundError("mine")
-    assert file.closed
+    with pytest.raises(errors.AccessDeniedError, match="s3:GetObject"):
+        content_of(f"{uri}/raw.h5ad", {**server.storage_options, **users["nobody"]})
 
 
 # The loop
