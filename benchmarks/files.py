@@ -202,15 +202,15 @@ def bars(found: dict[Run, Figures]) -> list[Figures]:
 def table(title: str, found: dict[Run, Figures]) -> Table:
     """Return the figures of one profile as a table, a row a run."""
     shown = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("", "way", "s", "requests", "MB", "peak MB", "answer"):
+    for heading in ("", "way", "s", "requests", "MB", "CPU s", "peak MB", "answer"):
         shown.add_column(heading, no_wrap=True, justify="left" if heading in ("", "way", "answer") else "right")
     for run, f in found.items():
         if "error" in f:
             shown.add_row(*run, f["error"])
             continue
-        peak = f"{f['peak_bytes'] / 1e6:,.0f}" if "peak_bytes" in f else ""
-        counted = (f"{f['n_requests']:,}", f"{f['n_bytes'] / 1e6:,.2f}", peak)
-        shown.add_row(*run, f"{f['seconds']:.2f}", *counted, "agrees" if f["agrees"] else "DIFFERS")
+        own = (f"{f['cpu_seconds']:.1f}", f"{f['peak_bytes'] / 1e6:,.0f}") if "peak_bytes" in f else ("", "")
+        counted = (f"{f['n_requests']:,}", f"{f['n_bytes'] / 1e6:,.2f}")
+        shown.add_row(*run, f"{f['seconds']:.2f}", *counted, *own, "agrees" if f["agrees"] else "DIFFERS")
     return shown
 
 
