@@ -1,6 +1,6 @@
 """What a raw H5AD on S3 costs to ask and to convert, on a shaped line: seconds, requests and bytes.
 
-Knows how the ways of `benchmarks.reading` are run, compared with AnnData in memory, and judged. Must not know
+Knows how the ways of `benchmarks.ways` are run, compared with AnnData in memory, and judged. Must not know
 how they answer, or how the line is shaped (`benchmarks.network`). Requests and bytes are as the server counted
 them. The server is read-only: what is converted goes to local disk.
 """
@@ -26,15 +26,15 @@ from rich.table import Table
 
 from benchmarks.network import ShapedS3, shaped_s3
 from benchmarks.queries import BARRED, PROFILES
-from benchmarks.reading import CONVERSIONS, DOWNLOAD, IN_PLACE, INDEXED, WAYS, Remote, of_anndata, questions
 from benchmarks.steps import Figures, Job, digest_rest, digest_x, make_source, timed
+from benchmarks.ways import CONVERSIONS, DOWNLOAD, IN_PLACE, INDEXED, WAYS, Remote, of_anndata, questions
 from lobster_zarr.sidecar import SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
-    from benchmarks.reading import Answer, Question
+    from benchmarks.ways import Answer, Question
 
 type Run = tuple[str, str]  # question, way
 CAP_SECONDS, SLOW_SECONDS = 180.0, 10.0  # a run past the first is ended, one past the second not repeated
