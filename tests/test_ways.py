@@ -44,7 +44,8 @@ def remote(job: Job, server: ShapedS3, bucket: str = BUCKET) -> Remote:
 @pytest.mark.parametrize("way", WAYS)
 def test_answers(job, truth, server, way):
     at = remote(job, server, INDEXED_BUCKET if way == INDEXED else BUCKET)
-    assert {name: digested(WAYS[way](at, question)) for name, question in questions(N_OBS).items()} == truth
+    asked = {name: questions(N_OBS)[name] for name in ("obs rows", "scattered 5 %", "one gene", "everything")}
+    assert {name: digested(WAYS[way](at, question)) for name, question in asked.items()} == {n: truth[n] for n in asked}
 
 
 def test_indexed_is_another_way(job, server):
