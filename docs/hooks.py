@@ -1,7 +1,7 @@
 """What mkdocs does to the pages before it renders them.
 
-The hidden blocks that ``tests/test_docs.py`` runs are taken out, and notebooks become pages, with the
-outputs that are stored in them.
+The hidden blocks that ``tests/test_docs.py`` runs are taken out, notebooks become pages, with the outputs
+that are stored in them, and the roles in docstrings plain code.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 HIDDEN = re.compile(r"^[ \t]*<!--\s*(?:setup$.*?^-->[ \t]*|no-run\b.*?-->[ \t]*)\n", re.MULTILINE | re.DOTALL)
 NOTEBOOK_LINK = re.compile(r"(\]\([^)\s]+)\.ipynb(#[^)\s]*)?\)")
+ROLE = re.compile(r":(?:attr|class|func|meth|mod):<code>~?")
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)\s]+\)")
 
 
@@ -38,6 +39,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if "/" not in page.file.src_uri:  # a file of the repository beside docs/
         shown = OUTSIDE.sub(r"`\1`", shown)
     return shown if "/notebooks/" in f"/{page.file.src_uri}" else NOTEBOOK_LINK.sub(r"\1.md\2)", shown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Show what docstrings refer to by a role as code."""
+    return ROLE.sub("<code>", html)
 
 
 def _rendered(path: Path) -> Iterator[str]:
