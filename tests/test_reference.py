@@ -42,9 +42,7 @@ def written_as(name: str, kind: object, described) -> str:
 def table_of(command) -> str:
     """One command: its help, how it is called and what it takes."""
     name, parameters = command.__name__, inspect.signature(command).parameters
-    described = {
-        n: get_args(hint) for n, hint in get_type_hints(command, include_extras=True).items() if n != "return"
-    }
+    described = {n: get_args(hint) for n, hint in get_type_hints(command, include_extras=True).items() if n != "return"}
     arguments = [n.upper() for n, (_, info) in described.items() if isinstance(info, ArgumentInfo)]
     lines = [f"## {name}", "", inspect.getdoc(command).splitlines()[0], ""]
     lines += ["```text", " ".join(["lobster-zarr", name, *arguments, *["[OPTIONS]"] * bool(described)]), "```"]
