@@ -62,4 +62,4 @@ def _output(output: dict[str, Any]) -> Iterator[str]:
         picture = "".join(shown["image/png"]).replace("\n", "")
         yield f"![output](data:image/png;base64,{picture})"
     elif text := "".join(output.get("text", shown.get("text/plain", ""))).rstrip():
-        yield f"```text\n{text}\n```"
+        yield f"``` {{ .text .output }}\n{text}\n```"
