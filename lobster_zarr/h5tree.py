@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 MAX_NODES = 1 << 20
 MAX_LITERAL_BYTES = 64 << 10
 """HDF5's own bound of a compact dataset, which lies in the metadata."""
-_LINKS = {h5py.h5l.TYPE_HARD: "hard", h5py.h5l.TYPE_SOFT: "soft"}
+MAX_LINKS = 32
+"""More soft links one after another are taken for a circle."""
 
 
 @dataclass(eq=False)
@@ -53,11 +54,11 @@ class Survey:
 
     def tree(self, version: str) -> Tree:
         """Return the nodes as a tree; `version` says which file it is."""
-        nodes = dict(self.nodes)
+        nodes, arrays = dict(self.nodes), dict(self.arrays)
         nodes[""] = {**nodes[""], "file": version}
         for path in [p for p, n in self.nodes.items() if _is_old_frame(n)]:
-            _rewrite_frame(path, nodes, self.arrays)
-        return Tree(nodes, container="hdf5", _arrays=dict(self.arrays))
+            _rewrite_frame(path, nodes, arrays)
+        return Tree(nodes, container="hdf5", _arrays={**arrays})
 
     def survey(self, file: h5py.File, image: ImageFile) -> None:
         """Go through a file; what is not in memory is noted by `image` and left for another pass.
@@ -103,9 +104,8 @@ class Survey:
             raise FormatError(msg)
 
         def visit() -> None:
-            link = group.id.links.get_info(name.encode())
-            if link.type not in _LINKS:
-                msg = f"{path!r} of {self.name} lies in another file; copy it in, and remove the link."
+            if _leaves(group, name):
+                msg = f"{path!r} of {self.name} is a link to another file, or in a circle; copy in what it names."
                 raise UnsupportedError(msg)
             member = group[name]
             if isinstance(member, h5py.Group):
@@ -156,6 +156,23 @@ class Survey:
             if not image.missing:
                 msg = f"{path or 'the root'!r} of {self.name} cannot be read: {error}. The file is damaged."
                 raise FormatError(msg) from error
+
+
+def _leaves(group: h5py.Group, path: str, depth: int = 0) -> bool:
+    """Whether a link leads to another file, itself or by way of the links that it names."""
+    at = group.file if path.startswith("/") else group
+    for name in filter(None, path.split("/")):
+        kind = at.id.links.get_info(name.encode()).type
+        if kind == h5py.h5l.TYPE_SOFT:
+            if depth > MAX_LINKS or _leaves(at, at.id.links.get_val(name.encode()).decode(), depth + 1):
+                return True
+        elif kind != h5py.h5l.TYPE_HARD:
+            return True
+        found = at[name]
+        if not isinstance(found, h5py.Group):
+            return False
+        at = found
+    return False
 
 
 def attributes_of(node: h5py.Group | h5py.Dataset, name: str) -> dict[str, Any]:
@@ -238,6 +255,4 @@ def _rewrite_frame(path: str, nodes: dict[str, dict[str, Any]], arrays: dict[str
             arrays[f"{column}/{member}"] = arrays[of]
             nodes[f"{column}/{member}"] = nodes[of]
         nodes[column] = {"node_type": "group", "attributes": told}
-    arrays_left = [p for p in arrays if p in nodes and nodes[p]["node_type"] == "group"]
-    for p in arrays_left:
-        del arrays[p]
+        del arrays[column]
