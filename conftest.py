@@ -16,9 +16,24 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# What takes longest, first: what is begun last has no other to run beside.
+LONGEST = (
+    "test_muconvert", "test_mucluster", "test_backends", "test_cluster", "test_muexport", "test_aggregate",
+    "test_multimodal", "test_muproperties", "test_muverify", "test_roundtrip", "test_docs", "test_xarrays",
+    "test_oracle", "test_lazy", "test_readers", "test_demo", "test_features", "test_convert", "test_blocks",
+    "test_distributed", "test_access", "test_commit", "test_cli", "test_workspace", "test_transfer", "test_muorder",
+)  # fmt: skip
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """One process more than there are cores: half of the time tests wait for servers and timers."""
     return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that take long begin first; the order within a module stays."""
+    order = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, override
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
 SUFFIXES = (".h5ad", ".h5mu", ".h5", ".hdf5")
+MODALITY = re.compile(r"(.+\.(?:h5mu|zip))/(?:mod/)?([^/]+)/?")
+"""A modality of a file, as mudata spells it: ``file.h5mu/mod/rna`` or ``file.h5mu/rna``."""
 PIECE_BYTES = 256 << 10
 _SIGNATURE_PLACES = (0, 512, 1024, 2048, 4096, 8192)
 _replaced: set[tuple[str, str]] = set()

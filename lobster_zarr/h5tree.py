@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from lobster_zarr.errors import FormatError, LobsterZarrError, UnsupportedError
-from lobster_zarr.h5array import FileArray, Stored
+from lobster_zarr.h5array import FileArray, Padding, Stored
 from lobster_zarr.h5format import REFERENCE, TREE, Branch
 from lobster_zarr.node import Tree
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from lobster_zarr.h5image import ImageFile
 
 MAX_NODES = 1 << 20
-MAX_LITERAL_BYTES = 64 << 10
-"""HDF5's own bound of a compact dataset, which lies in the metadata."""
-_LINKS = {h5py.h5l.TYPE_HARD: "hard", h5py.h5l.TYPE_SOFT: "soft"}
+MAX_LITERAL_BYTES = 8 << 20
+"""Of what is read with the metadata; compact datasets, which lie in it, have at most 64 KiB."""
+MAX_LINKS = 32
+"""More soft links one after another are taken for a circle."""
 
 
 @dataclass(eq=False)
@@ -53,11 +54,11 @@ class Survey:
 
     def tree(self, version: str) -> Tree:
         """Return the nodes as a tree; `version` says which file it is."""
-        nodes = dict(self.nodes)
+        nodes, arrays = dict(self.nodes), dict(self.arrays)
         nodes[""] = {**nodes[""], "file": version}
         for path in [p for p, n in self.nodes.items() if _is_old_frame(n)]:
-            _rewrite_frame(path, nodes, self.arrays)
-        return Tree(nodes, container="hdf5", _arrays=dict(self.arrays))
+            _rewrite_frame(path, nodes, arrays)
+        return Tree(nodes, container="hdf5", _arrays={**arrays})
 
     def survey(self, file: h5py.File, image: ImageFile) -> None:
         """Go through a file; what is not in memory is noted by `image` and left for another pass.
@@ -103,9 +104,8 @@ class Survey:
             raise FormatError(msg)
 
         def visit() -> None:
-            link = group.id.links.get_info(name.encode())
-            if link.type not in _LINKS:
-                msg = f"{path!r} of {self.name} lies in another file; copy it in, and remove the link."
+            if _leaves(group, name):
+                msg = f"{path!r} of {self.name} is a link to another file, or in a circle; copy in what it names."
                 raise UnsupportedError(msg)
             member = group[name]
             if isinstance(member, h5py.Group):
@@ -158,6 +158,23 @@ class Survey:
                 raise FormatError(msg) from error
 
 
+def _leaves(group: h5py.Group, path: str, depth: int = 0) -> bool:
+    """Whether a link leads to another file, itself or by way of the links that it names."""
+    at = group.file if path.startswith("/") else group
+    for name in filter(None, path.split("/")):
+        kind = at.id.links.get_info(name.encode()).type
+        if kind == h5py.h5l.TYPE_SOFT:
+            if depth > MAX_LINKS or _leaves(at, at.id.links.get_val(name.encode()).decode(), depth + 1):
+                return True
+        elif kind != h5py.h5l.TYPE_HARD:
+            return True
+        found = at[name]
+        if not isinstance(found, h5py.Group):
+            return False
+        at = found
+    return False
+
+
 def attributes_of(node: h5py.Group | h5py.Dataset, name: str) -> dict[str, Any]:
     """Return the attributes of a node as plain values; a reference as the path that it names."""
     return {str(k): _plain(v, node, name) for k, v in node.attrs.items()}
@@ -195,13 +212,34 @@ def stored_of(dataset: h5py.Dataset, path: str, name: str) -> Stored:
     fill = None if kind in {"text", "fixed text"} or dtype.kind not in "biufc" else dataset.fillvalue
     if dataset.shape is None:
         return Stored(dtype, kind, literal=np.zeros((), dtype))
-    if layout == h5py.h5d.COMPACT:
+    if layout == h5py.h5d.COMPACT or _is_odd(dataset):
+        if dataset.nbytes > MAX_LITERAL_BYTES:
+            msg = f"{path!r} of {name} has numbers of {dataset.dtype} with odd bits; re-save it with h5py."
+            raise UnsupportedError(msg)
         values = dataset.asstr()[()] if "text" in kind else dataset[()]
-        literal = np.asarray(values, object if "text" in kind else None)
-        return Stored(dtype, kind, literal=literal)
+        literal = np.asarray(values, object if "text" in kind else values.dtype.newbyteorder("="))
+        return Stored(literal.dtype if kind == "plain" else dtype, kind, literal=literal)
     filters = tuple(plist.get_filter(i)[:3] for i in range(plist.get_nfilters()))
     offset = None if layout == h5py.h5d.CHUNKED else dataset.id.get_offset()
-    return Stored(dtype, kind, dataset.chunks, filters, offset, fill=fill)
+    return Stored(dtype, kind, _padding(dataset), dataset.chunks, filters, offset, fill=fill)
+
+
+def _is_odd(dataset: h5py.Dataset) -> bool:
+    """Whether numbers are stored in other bits than a processor has: libhdf5 is to read them."""
+    kind = dataset.id.get_type()
+    if kind.get_class() not in {h5py.h5t.INTEGER, h5py.h5t.FLOAT}:
+        return False
+    plain = h5py.h5t.py_create(np.dtype(dataset.dtype.str))
+    told, expected = ((k.get_size(), k.get_precision(), k.get_offset()) for k in (kind, plain))
+    return told != expected or (kind.get_class() == h5py.h5t.FLOAT and kind.get_fields() != plain.get_fields())
+
+
+def _padding(dataset: h5py.Dataset) -> Padding:
+    kind = dataset.id.get_type()
+    if kind.get_class() != h5py.h5t.STRING or kind.is_variable_str():
+        return "null"
+    padding: dict[int, Padding] = {h5py.h5t.STR_SPACEPAD: "space", h5py.h5t.STR_NULLTERM: "end"}
+    return padding.get(kind.get_strpad(), "null")
 
 
 def _kind(dataset: h5py.Dataset) -> tuple[np.dtype[Any], Any]:
@@ -238,6 +276,4 @@ def _rewrite_frame(path: str, nodes: dict[str, dict[str, Any]], arrays: dict[str
             arrays[f"{column}/{member}"] = arrays[of]
             nodes[f"{column}/{member}"] = nodes[of]
         nodes[column] = {"node_type": "group", "attributes": told}
-    arrays_left = [p for p in arrays if p in nodes and nodes[p]["node_type"] == "group"]
-    for p in arrays_left:
-        del arrays[p]
+        del arrays[column]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, override
 from lobster_zarr.byterange import Network
 from lobster_zarr.dataset import Dataset
 from lobster_zarr.errors import InvalidArgumentError, NotFoundError, did_you_mean
-from lobster_zarr.h5store import is_file, open_file_store
+from lobster_zarr.h5store import MODALITY, is_file, open_file_store
 from lobster_zarr.joined import MultimodalReader
 from lobster_zarr.muprojection import WHOLE, of_modalities, projections
 from lobster_zarr.muquery import MultimodalSelection
@@ -241,13 +241,14 @@ def open(
     *,
     network: Network | None = None,
 ) -> Dataset | MultimodalDataset:
-    """Open a store: one request where its metadata is consolidated.
+    """Open a store, one request where its metadata is consolidated, or an HDF5 file in place, a few.
 
     Parameters
     ----------
     uri
         ``s3://``, ``gs://``, ``az://``, ``http(s)://``, ``memory://`` or a local path
-        (a ``.zip`` too) of an AnnData-Zarr or MuData-Zarr store, written by this package or not.
+        (a ``.zip`` too) of an AnnData-Zarr or MuData-Zarr store, written by this package or not;
+        or of an ``.h5ad`` or ``.h5mu``, of which ``x.h5mu/mod/rna`` is a modality.
     storage_options
         s3fs's names: ``key``, ``secret``, ``token``, ``endpoint_url``, ``anon``,
         ``profile``, ``requester_pays``, ``client_kwargs``.
@@ -270,6 +271,11 @@ def open(
     StorageError
         The storage refused, or could not be reached.
     """
+    match = MODALITY.fullmatch(os.fspath(uri))
+    if match and is_file(match[1]):
+        whole = open(match[1], storage_options, network=network)
+        if isinstance(whole, MultimodalDataset):
+            return whole[match[2]]
     store = open_file_store(uri, storage_options) if is_file(uri) else open_store(uri, storage_options)
     return opened(store, os.fspath(uri), network or Network())
 

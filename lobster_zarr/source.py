@@ -8,7 +8,6 @@ to take one modality of it. Must not know the destination.
 from __future__ import annotations
 
 import os
-import re
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -28,7 +27,7 @@ from lobster_zarr.errors import FormatError, NotFoundError, UnsupportedError, di
 from lobster_zarr.h5fetch import FileFetcher, read_file
 from lobster_zarr.h5legacy import is_legacy, load_legacy
 from lobster_zarr.h5node import FileDataset, FileGroup, FileNode
-from lobster_zarr.h5store import is_file, open_file_store
+from lobster_zarr.h5store import MODALITY, is_file, open_file_store
 from lobster_zarr.node import RESERVED_PREFIX
 from lobster_zarr.store import display_uri, is_local, local_path, open_store, run
 from lobster_zarr.stream import Frame, Stream, array_of, stream_of
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ELEMENTS = ("X", "layers", "obs", "var", "obsm", "varm", "obsp", "varp", "uns", "raw")
-MODALITY = re.compile(r"(.+\.(?:h5mu|zip))/(?:mod/)?([^/]+)/?")
-"""A modality of a file, as mudata spells it: ``file.h5mu/mod/rna`` or ``file.h5mu/rna``."""
 CHECKSUM_BLOCK_BYTES = 4 << 20
 
 

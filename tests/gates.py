@@ -153,7 +153,7 @@ def gate(upstream: str = "") -> Iterator[Gate]:
     server = _Server(("127.0.0.1", 0), _Handler)
     running = Gate(f"http://127.0.0.1:{server.server_address[1]}")
     server.gate, server.upstream = running, upstream
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # seconds a shutdown waits
     try:
         yield running
     finally:

@@ -14,12 +14,17 @@ the bits of a NaN.
 
 from __future__ import annotations
 
+import functools
+import io
+import pickle
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, override
 
 import anndata as ad
+import dask.array as da
 import mudata
 import numpy as np
 import pandas as pd
@@ -34,8 +39,42 @@ if TYPE_CHECKING:
 SparseLayout = Literal["same", "any"]
 
 _SHOWN = 8
+_KEPT = 100
 
 
+class _Contents(pickle.Pickler):
+    """Refuses what is not in memory: it may be something else next time."""
+
+    @override
+    def persistent_id(self, obj: object) -> None:
+        if isinstance(obj, da.Array):
+            raise pickle.PicklingError
+
+
+def _once_each[T](trip: Callable[[T], T]) -> Callable[[T], T]:
+    """Make the round trip once for equal contents, which tests of many layouts ask for again; a copy every time."""
+    kept: OrderedDict[tuple[bytes, bool], bytes] = OrderedDict()
+
+    @functools.wraps(trip)
+    def made(given: T) -> T:
+        contents = io.BytesIO()
+        try:
+            _Contents(contents).dump(given)
+        except (TypeError, AttributeError, pickle.PicklingError):
+            return trip(given)
+        key = contents.getvalue(), ad.settings.allow_write_nullable_strings
+        if key not in kept:
+            kept[key] = pickle.dumps(trip(given))
+        kept.move_to_end(key)
+        if len(kept) > _KEPT:
+            kept.popitem(last=False)
+        copy: T = pickle.loads(kept[key])  # noqa: S301 - pickled a few lines before
+        return copy
+
+    return made
+
+
+@_once_each
 def stored(adata: ad.AnnData) -> ad.AnnData:
     """What anndata gives back after its own round trip through Zarr format 3.
 
@@ -59,14 +98,19 @@ def stored_mudata(data: mudata.MuData) -> mudata.MuData:
     Element by element as `mudata.read_zarr` takes them, because `mudata.write_zarr` turns text into
     categoricals, and cannot write what was read from a file.
     """
+    names = ("obsm", "varm", "obsp", "varp", "uns", "obsmap", "varmap")
     with warnings.catch_warnings(), ad.settings.override(allow_write_nullable_strings=True):
         warnings.simplefilter("ignore")
-        group = zarr.open_group(MemoryStore(), mode="w", zarr_format=3)
-        names = ("obsm", "varm", "obsp", "varp", "uns", "obsmap", "varmap")
-        for name, value in {"obs": data.obs, "var": data.var, **{n: dict(getattr(data, n)) for n in names}}.items():
-            ad.io.write_elem(group, name, value)
-        read = {name: ad.io.read_elem(group[name]) for name in ("obs", "var", *names)}
-        return mudata.MuData({name: stored(part) for name, part in data.mod.items()}, axis=int(data.axis), **read)
+        whole = _stored_elements({"obs": data.obs, "var": data.var, **{n: dict(getattr(data, n)) for n in names}})
+        return mudata.MuData({name: stored(part) for name, part in data.mod.items()}, axis=int(data.axis), **whole)
+
+
+@_once_each
+def _stored_elements(elements: dict[str, Any]) -> dict[str, Any]:
+    group = zarr.open_group(MemoryStore(), mode="w", zarr_format=3)
+    for name, value in elements.items():
+        ad.io.write_elem(group, name, value)
+    return {name: ad.io.read_elem(group[name]) for name in elements}
 
 
 def assert_mudata_equal(
@@ -277,7 +321,7 @@ def _values(column: pd.Series | pd.Index) -> Any:
 
 def _entries(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return row, column and value of each stored entry, in order of rows; explicit zeros are entries."""
-    major = np.repeat(np.arange(len(matrix.indptr) - 1), np.diff(matrix.indptr))
+    major = np.repeat(np.arange(len(matrix.indptr) - 1), np.diff(matrix.indptr).astype(np.int64))
     minor = np.asarray(matrix.indices, dtype=np.int64)
     rows, columns = (major, minor) if matrix.format == "csr" else (minor, major)
     order = np.lexsort((columns, rows))

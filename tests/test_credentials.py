@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from botocore.loaders import JSONFileLoader
 from zarr.core.buffer import default_buffer_prototype
 
 from lobster_zarr import errors
@@ -240,3 +241,12 @@ def test_requesters_pay_and_strangers_do_not_sign(lab, monkeypatch):
     lab.rule = lambda _: Answer(200, b"content", {"ETag": '"x"', "Last-Modified": "Mon, 23 Nov 2026 03:39:42 GMT"})
     get(open_store(URI, {"anon": True}))
     assert "authorization" not in lab.asked[-1].headers
+
+
+def test_what_describes_aws_is_read_once_for_all_sessions(monkeypatch):
+    access = Access.of({"key": "AKIAONE", "secret": "secret"})
+    access.client().close()
+    read = []
+    monkeypatch.setattr(JSONFileLoader, "load_file", lambda _, path: read.append(path))
+    Access.of({"key": "AKIATWO", "secret": "secret"}).client().close()
+    assert read == []

@@ -11,7 +11,7 @@ from mudatas import citeseq
 from oracle import assert_equal, assert_mudata_equal
 from test_cluster import assert_same, objects
 from test_convert import cells
-from test_muconvert import experiment, save
+from test_muconvert import experiment, save, saved
 
 import lobster_zarr as lz
 from lobster_zarr import cluster as cluster_module
@@ -86,7 +86,7 @@ def test_the_objects_are_those_of_one_process(
 
 
 def test_what_workers_cannot_reach(tmp_path: Path, client: Any) -> None:
-    source = save(experiment(), tmp_path / "a.h5mu")
+    source = saved(tmp_path / "a.h5mu")
     for arguments in ((experiment(), tmp_path / "a.zarr"), (source, "memory://mucluster"), ({"a": cells()}, tmp_path)):
         with pytest.raises(errors.InvalidArgumentError, match="workers"):
             lz.convert(*arguments, progress=False, client=client)

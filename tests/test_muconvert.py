@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import warnings
 from base64 import b64decode
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -33,7 +36,6 @@ from lobster_zarr.store import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.s3 import S3Server
 
@@ -75,6 +77,18 @@ def save(data: mudata.MuData, path: Path) -> Path:
     return path
 
 
+@cache
+def _content(**options: Any) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return save(experiment(**options), Path(folder) / "a.h5mu").read_bytes()
+
+
+def saved(path: Path, **options: Any) -> Path:
+    """Write the file of an `experiment`, which mudata makes once."""
+    path.write_bytes(_content(**options))
+    return path
+
+
 def read_zarr(path: Any) -> mudata.MuData:
     with quiet():
         return mudata.read_zarr(path)
@@ -108,7 +122,7 @@ def test_any_mudata_in_memory(data: mudata.MuData, codec: Any) -> None:
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_a_file(tmp_path: Path, axis: int) -> None:
-    source = save(experiment(axis=axis), tmp_path / "a.h5mu")
+    source = saved(tmp_path / "a.h5mu", axis=axis)
     report = convert(source, tmp_path / "a.zarr")
     assert_mudata_equal(read_zarr(tmp_path / "a.zarr"), stored_mudata(read_h5mu(source)))
     assert report.source_bytes == source.stat().st_size
@@ -144,7 +158,7 @@ def test_a_store_of_ours_and_of_s3(s3: S3Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spelling", ["a.h5mu/mod/prot", "a.h5mu/prot", "a.zarr/mod/prot", "a.zarr.zip/mod/prot"])
 def test_one_modality(tmp_path: Path, spelling: str) -> None:
-    source = save(experiment(), tmp_path / "a.h5mu")
+    source = saved(tmp_path / "a.h5mu")
     convert(source, tmp_path / "a.zarr")
     shutil.make_archive(str(tmp_path / "a.zarr"), "zip", tmp_path / "a.zarr")
     convert(tmp_path / spelling, tmp_path / "prot.zarr")
@@ -211,7 +225,7 @@ def test_which_matrices_are_gene_major(tmp_path: Path, given: Any, expected: tup
 
 def _with(change: Any) -> Any:
     def write(path: Path) -> Path:
-        save(experiment(), path / "a.h5mu")
+        saved(path / "a.h5mu")
         with h5py.File(path / "a.h5mu", "r+") as file:
             change(file)
         return path / "a.h5mu"
@@ -220,7 +234,7 @@ def _with(change: Any) -> Any:
 
 
 def _truncated(path: Path) -> Path:
-    source = save(experiment(), path / "a.h5mu")
+    source = saved(path / "a.h5mu")
     source.write_bytes(source.read_bytes()[:-5000])
     return source
 
@@ -233,7 +247,7 @@ def _unwritable(path: Path) -> mudata.MuData:
 
 def _backed(path: Path) -> mudata.MuData:
     with quiet():
-        return mudata.read_h5mu(save(experiment(), path / "a.h5mu"), backed=True)
+        return mudata.read_h5mu(saved(path / "a.h5mu"), backed=True)
 
 
 def _set(path: str, value: Any) -> Any:

@@ -16,7 +16,7 @@ from oracle import assert_equal, assert_mudata_equal, stored, stored_mudata
 from test_cli import run  # noqa: F401 - a fixture
 from test_commit import guarded, signalled  # noqa: F401 - a fixture
 from test_convert import cells, python
-from test_muconvert import by_mudata, convert, experiment, read_h5mu, read_zarr, save
+from test_muconvert import by_mudata, convert, experiment, read_h5mu, read_zarr, saved
 from test_muverify import ORDERS
 
 import lobster_zarr as lz
@@ -38,7 +38,7 @@ def export(uri: Any, dest: Any, **options: Any) -> Path:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return save(experiment(), tmp_path / "source.h5mu")
+    return saved(tmp_path / "source.h5mu")
 
 
 @pytest.mark.parametrize("small_blocks", [False, True])

@@ -13,7 +13,7 @@ import strategies as sts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_convert import cells, memory_uri
-from test_muconvert import by_mudata, convert, experiment, read_h5mu, save
+from test_muconvert import by_mudata, convert, experiment, read_h5mu, saved
 from test_verify import cut, flip, rewritten
 
 import lobster_zarr as lz
@@ -44,7 +44,7 @@ def verify(uri: Any, against: Any = None, **options: Any) -> VerificationReport:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(experiment(), tmp_path_factory.mktemp("muverify") / "a.h5mu")
+    return saved(tmp_path_factory.mktemp("muverify") / "a.h5mu")
 
 
 @pytest.fixture(scope="module", params=ORDERS)
