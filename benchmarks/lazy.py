@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.network import shaped_s3
-from benchmarks.queries import QUESTIONS, prepare, stored_at
+from benchmarks.questions import QUESTIONS, prepare, stored_at
 from benchmarks.steps import CELL_TYPE, Figures, Job, digest_x, make_source, timed
 
 if TYPE_CHECKING:

@@ -203,7 +203,7 @@ def main() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from benchmarks.queries import prepare, stored_at
+    from benchmarks.questions import prepare, stored_at
     from benchmarks.steps import Job
 
     job = Job(args.data.resolve(), 100_000, 20_000)
