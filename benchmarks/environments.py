@@ -18,8 +18,14 @@ PACKAGES = {
     # anndata 0.13 has layers[None], which tiledbsoma 2.3.0 takes for a layer and fails on
     "tiledbsoma": ("tiledbsoma==2.3.0", "anndata<0.13"),
     "slafdb": ("slafdb==0.5.2", "smart-open[s3]"),
-    "annbatch": ("annbatch==0.3.1", "anndata==0.13.4", "zarr==3.4.2", "numcodecs[pcodec]==0.17.1")
-    + ("obstore==0.12.1", "zarrs==0.2.3"),
+    "annbatch": (
+        "annbatch==0.3.1",
+        "anndata==0.13.4",
+        "zarr==3.4.2",
+        "numcodecs[pcodec]==0.17.1",
+        "obstore==0.12.1",
+        "zarrs==0.2.3",
+    ),
 }
 
 
