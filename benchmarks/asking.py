@@ -6,6 +6,7 @@ Knows how `benchmarks.readers` is started, asked and ended. Must not know what i
 from __future__ import annotations
 
 import json
+import multiprocessing as mp
 import os
 import select
 import shutil
@@ -147,3 +148,20 @@ def aws_environment(server: ShapedS3) -> dict[str, str]:
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_ALLOW_HTTP": "true"}
     regions = {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
     return keys | regions | {"AWS_ENDPOINT_URL": server.endpoint, "AWS_ENDPOINT": server.endpoint}
+
+
+def in_process(work: Any, *args: Any, reset: Any = lambda: None) -> Figures:
+    """Run something in a process of its own; `reset` whenever it is ready."""
+    pipe, theirs = mp.Pipe()
+    process = mp.get_context("spawn").Process(target=work, args=(theirs, *args), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        while (answer := pipe.recv()) is None:
+            reset()
+            pipe.send("go")
+        figures: Figures = answer
+        return figures
+    finally:
+        process.kill()
+        process.join()
