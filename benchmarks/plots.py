@@ -76,6 +76,8 @@ def slug(text: str) -> str:
 def reader_name(run: dict[str, Any]) -> str:
     """Return a reader, and its store where that is not the only one."""
     name: str = run["reader"]
+    if name == "lobster_zarr" and run["store"] == "h5ad":
+        return f"{name}, the H5AD as it is"
     if name == "lobster_zarr" or run["store"] not in WHERE:
         return name
     return f"{name}, {WHERE[run['store']]}"

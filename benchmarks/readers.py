@@ -88,7 +88,9 @@ def ask_lobster(asked: Asked) -> Any:
 
 
 def rows_of(obs: Any, asked: Asked) -> Any:
-    """Which cells, found by what the store says of them."""
+    """Which cells, found by what the store says of them; a slice where that is all of them."""
+    if asked.cells == "all":
+        return slice(None)
     return np.asarray(obs["cell_type"] == CELL_TYPE) if asked.cells == "T" else asked.mask
 
 
@@ -142,9 +144,8 @@ def ask_read_lazy(asked: Asked) -> Any:
     if asked.verb == "count":
         return int(rows.sum())
     if asked.whole:
-        return of_adata(lazy[rows].to_memory())
-    part = lazy[rows, asked.genes] if asked.cells == "T" else lazy[:, asked.genes]
-    return Answer(part.X.compute(), None)
+        return of_adata(lazy[rows].to_memory() if asked.cells != "all" else lazy.to_memory())
+    return Answer(lazy[rows, asked.genes].X.compute(), None)
 
 
 def ask_sparse_dataset(asked: Asked) -> Any:
@@ -153,12 +154,12 @@ def ask_sparse_dataset(asked: Asked) -> Any:
     import pandas as pd
 
     group = group_of(asked)
-    rows = rows_of({"cell_type": ad.io.read_elem(group["obs/cell_type"])}, asked) if asked.cells == "T" else asked.mask
+    types = ad.io.read_elem(group["obs/cell_type"]) if asked.cells == "T" else None
+    rows = rows_of({"cell_type": types}, asked)
     if asked.verb == "count":
         return int(rows.sum())
     wanted = None if asked.whole else pd.Index(ad.io.read_elem(group["var/_index"])).get_indexer(asked.genes)
-    matrix = ad.io.sparse_dataset(group["X"])
-    return Answer(matrix[slice(None) if rows.all() else rows, slice(None) if wanted is None else wanted], None)
+    return Answer(ad.io.sparse_dataset(group["X"])[rows, slice(None) if wanted is None else wanted], None)
 
 
 def ask_soma(asked: Asked) -> Any:
@@ -188,7 +189,7 @@ def ask_soma(asked: Asked) -> Any:
             if asked.options:  # X alone, and the names
                 columns: Any = {"obs": ["obs_id"], "var": ["var_id"]}
                 adata = query.to_anndata("data", column_names=columns)
-                return Answer(adata.X, adata.obs["obs_id"].to_numpy())
+                return Answer(adata.X, adata.obs_names)
             return of_adata(query.to_anndata("data", obsm_layers=OBSM))
 
 
@@ -208,7 +209,7 @@ def ask_slaf(asked: Asked) -> Any:
         return array, array.query(f"SELECT {ids} FROM {join}")  # noqa: S608 - as above
     obs, var = array.obs, array.var
     rows = (obs["cell_type"] == CELL_TYPE).to_numpy() if asked.cells == "T" else asked.mask
-    genes = None if asked.whole else var["gene_id"].is_in(wanted).to_numpy()
+    genes = None if asked.whole else var["gene_id"].is_in(wanted).arg_true().to_list()
     return array, array.get_submatrix(cell_selector=rows, gene_selector=genes)
 
 

@@ -1,6 +1,6 @@
 """Whether a question costs what its answer is, or what the store is: the same questions of ever larger stores.
 
-Makes cheap stores (2,000 genes; 100 values a cell, 10 from five million cells on) in which one cell type
+Makes cheap stores (2,000 genes; 60 values a cell, 6 from five million cells on) in which one cell type
 always has 1,000 cells. Knows the questions. Must not know how the line is shaped (`benchmarks.network`);
 `benchmarks.footprint` goes on on paper.
 """
@@ -22,6 +22,7 @@ import scipy.sparse as sp
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import markdown, plots
 from benchmarks.asking import in_process
 from benchmarks.network import shaped_s3
 from benchmarks.questions import BARRED, PROFILES, X_ONLY
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 SIZES = (10_000, 100_000, 1_000_000)
 N_VARS, RARE = 2_000, 1_000
-VALUES_PER_ROW, FEW_VALUES_PER_ROW, MANY_ROWS = 100, 10, 5_000_000  # fewer in a store of more rows
+DRAWS, FEW_DRAWS, MANY_ROWS = 100, 10, 5_000_000  # fewer values a cell in a store of more rows
 REPEATS = 3
 QUESTIONS: dict[str, tuple[Any, Any, Figures]] = {
     "open": (None, None, {}),
@@ -51,13 +52,15 @@ def make(n_obs: int) -> ad.AnnData:
     rng = np.random.default_rng(0)
     types = rng.integers(1, 13, n_obs).astype(np.int8)
     types[rng.choice(n_obs, RARE, replace=False)] = 0
-    per_row = VALUES_PER_ROW if n_obs < MANY_ROWS else FEW_VALUES_PER_ROW
+    per_row = DRAWS if n_obs < MANY_ROWS else FEW_DRAWS
     step = N_VARS // per_row
     genes = rng.integers(0, step, (n_obs, per_row), np.int32)
     genes += np.arange(0, N_VARS, step, dtype=np.int32)
-    counts = rng.geometric(0.4, genes.size).astype(np.float32)
-    indptr = np.arange(0, genes.size + 1, per_row, dtype=np.int32)
-    x = sp.csr_matrix((counts, genes.ravel(), indptr), shape=(n_obs, N_VARS))
+    depth = rng.uniform(0.2, 1, (n_obs, 1)).astype(np.float32)  # cells of one length would compress too well
+    kept = rng.random(genes.shape, np.float32) < depth
+    indptr = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int32)
+    counts = rng.geometric(0.4, indptr[-1]).astype(np.float32)
+    x = sp.csr_matrix((counts, genes[kept], indptr), shape=(n_obs, N_VARS))
     obs = pd.DataFrame(
         {
             "cell_type": pd.Categorical.from_codes(types, ["rare", *(f"type {i}" for i in range(1, 13))]),
@@ -137,15 +140,31 @@ def measure(data: Path, n_obs: int) -> Figures:
 def table(found: list[Figures]) -> Table:
     """Return a row a question and store."""
     shown = Table(title=f"{BARRED}; load {os.getloadavg()[0]:.1f}")
-    for heading in ("question", "cells in the store", "s", "requests", "MB", "MB of memory", "answer"):
+    for heading in ("question", "cells in the store", "s", "requests", "MB", "memory", "answer"):
         shown.add_column(heading, justify="left" if heading == "question" else "right")
     for name in QUESTIONS:
         for of_store in found:
             f = of_store["questions"][name]
-            held = f["peak_bytes"] - f["before_bytes"]
-            cost = (f"{f['seconds']:.2f}", f"{f['n_requests']:,}", f"{f['n_bytes'] / 1e6:,.3f}", f"{held / 1e6:,.0f}")
+            cost = (f"{f['seconds']:.2f}", f"{f['n_requests']:,}", f"{f['n_bytes'] / 1e6:,.3f}", held(f))
             shown.add_row(name, f"{of_store['n_obs']:,}", *cost, "agrees" if f["agrees"] else "DIFFERS")
     return shown
+
+
+def page_lines(found: list[Figures]) -> list[str]:
+    """Return the table for the documentation: a row a question, its cost at each size."""
+    rows = []
+    for name in QUESTIONS:
+        asked = [of_store["questions"][name] for of_store in found]
+        rows.append(
+            [name]
+            + [f"{f['n_requests']:,}, {f['n_bytes'] / 1e6:.3g} MB, {f['seconds']:.2f} s, " + held(f) for f in asked]
+        )
+    return markdown.table(["", *(f"{of_store['n_obs']:,} cells" for of_store in found)], rows)
+
+
+def held(figures: Figures) -> str:
+    """Return the memory that a question took over what its process held before."""
+    return f"{(figures['peak_bytes'] - figures['before_bytes']) / 1e6:,.0f} MB"
 
 
 def main() -> int:
@@ -154,6 +173,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path(__file__).with_name("_data"), metavar="DIR")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the figures there as SVG")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the table into this page of Markdown")
     parser.add_argument("--json", type=Path, metavar="OUT")
     args = parser.parse_args()
     found = [measure(args.data.resolve(), n_obs) for n_obs in args.sizes]
@@ -172,9 +192,9 @@ def main() -> int:
         console.print(f"{name}: {found[-1]['n_obs'] / found[0]['n_obs']:,.0f}x the cells, {growth}", highlight=False)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1, default=float) + "\n")
+    if args.page:
+        markdown.fill(args.page, "scaling", page_lines(found))
     if args.plots:
-        from benchmarks import plots
-
         for key, unit, scale in (("n_bytes", "MB read", 1e6), ("seconds", "seconds", 1), ("n_requests", "requests", 1)):
             asked = {q: [(f["n_obs"], f["questions"][q][key] / scale) for f in found] for q in QUESTIONS if q != "open"}
             title, name = f"The same question of larger stores: {unit}", f"scaling-{plots.slug(key)}.svg"
