@@ -41,19 +41,22 @@ class Child:
         env = {**os.environ, **(environment or {}), "PYTHONPATH": root}
         command = [str(python), "-m", "benchmarks.readers", json.dumps(request)]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=env, bufsize=0
         )  # unbuffered: `select` must see what was not read yet
+        if process.stdin is None or process.stdout is None:
+            raise ConnectionError
+        self._process, self._stdin, self._stdout = process, process.stdin, process.stdout
 
     def go(self) -> None:
         """Start a run."""
-        self._process.stdin.write(b"go\n")  # type: ignore[union-attr]
+        self._stdin.write(b"go\n")
 
     def line(self, cap_seconds: float | None = None) -> Figures:
         """Return the next line; TimeoutError where none comes in time, EOFError where none will."""
-        if not select.select([self._process.stdout], [], [], cap_seconds)[0]:
+        if not select.select([self._stdout], [], [], cap_seconds)[0]:
             raise TimeoutError
-        line = self._process.stdout.readline()  # type: ignore[union-attr]
+        line = self._stdout.readline()
         if not line:
             raise EOFError(self.last_words())
         answer: Figures = json.loads(line)
@@ -99,7 +102,8 @@ def measure(server: ShapedS3, job: Job, run: Run, line: Line, python: str | Path
 
     The median of three runs, each on a store opened anew; of one where a run takes over ten seconds.
     """
-    question, seconds = QUESTIONS[run[0]], []
+    question = QUESTIONS[run[0]]
+    seconds: list[float] = []
     figures: Figures = {"all_seconds": seconds, "load": os.getloadavg()[0]}
     with tempfile.NamedTemporaryFile(suffix=".npz") as file:
         asked: dict[str, Any] = {"endpoint": server.endpoint, "bucket": "queries", "name": stored_at(job, run[2]).name}

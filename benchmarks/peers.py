@@ -95,7 +95,9 @@ def measure_queries(peers: Peers, profile: str, truth: dict[str, Figures]) -> li
             for reader, store in COMPARED:
                 python, run = peers.python(store), (question, reader, store)
                 there = python and stored_at(peers.job, store).exists()
-                figures = asking.measure(server, peers.job, run, line, python) if there and python else dict(ABSENT)
+                figures: Figures = dict(ABSENT)
+                if there and python:
+                    figures = asking.measure(server, peers.job, run, line, python)
                 figures["agrees"] = agrees(truth[question], figures.get("digests", {}))
                 found.append(dict(zip(("question", "reader", "store"), run, strict=True)) | limit | figures)
                 print(*run, figures.get("seconds", figures.get("error")), file=sys.stderr, flush=True)
@@ -105,7 +107,8 @@ def measure_queries(peers: Peers, profile: str, truth: dict[str, Figures]) -> li
 def usable(figures: Figures) -> float:
     """Seconds of a run that answered, the cap of one that took too long; NaN where it failed or answered wrongly."""
     late = figures.get("error", "").startswith(">")
-    return figures.get("seconds", asking.CAP_SECONDS if late else float("nan")) if figures["agrees"] else float("nan")
+    seconds: float = figures.get("seconds", asking.CAP_SECONDS if late else float("nan"))
+    return seconds if figures["agrees"] else float("nan")
 
 
 def own_and_best(found: list[Figures], question: str) -> tuple[Figures, Figures | None]:
@@ -121,7 +124,7 @@ def bars(stores: dict[str, Figures], found: list[Figures]) -> list[Figures]:
     runs = {(f["question"], f["reader"], f["store"]): f for f in found}
 
     def times(question: str, reader: str, store: str) -> float:
-        return usable(runs[question, reader, store]) / runs[question, OURS, "sorted"]["seconds"]
+        return usable(runs[question, reader, store]) / usable(runs[question, OURS, "sorted"])
 
     def stored_share(name: str, store: str) -> float:
         return stores["sorted"][name] / stores[store].get(name, float("nan"))

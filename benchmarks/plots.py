@@ -35,8 +35,8 @@ def figure(width: float, height: float) -> Any:
 def plain(axes: Any) -> None:
     """Draw what is left of the axes in a colour that shows on white and on black."""
     axes.patch.set_alpha(0)
-    axes.tick_params(colors=INK)
-    for part in (axes.xaxis.label, axes.yaxis.label, axes.title):
+    axes.tick_params(which="both", colors=INK)
+    for part in (axes.xaxis.label, axes.yaxis.label):
         part.set_color(INK)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
@@ -63,7 +63,7 @@ def bars(path: Path, title: str, unit: str, rows: list[tuple[str, float]], limit
         axes.annotate("limit", (limit, 1), xycoords=("data", "axes fraction"), color=LIMIT, ha="center", va="bottom")
     axes.invert_yaxis()
     axes.set_xlabel(unit)
-    axes.set_title(title, loc="left", pad=14)
+    axes.set_title(title, loc="left", pad=14, color=INK)
     plain(axes)
     save(drawn, path)
 
@@ -117,7 +117,7 @@ def store_plots(stores: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, s
 
 def lines(path: Path, title: str, unit: str, series: dict[str, list[tuple[float, float]]]) -> None:
     """Draw a line a question over the number of cells, both axes logarithmic."""
-    drawn = figure(7.5, 4.2)
+    drawn = figure(8.5, 4)
     axes = drawn.subplots()
     colours = (OWN, LIMIT, "#3fb950", "#db61a2", "#a371f7", OTHER)
     for colour, (name, points) in zip(colours, series.items(), strict=False):
@@ -126,7 +126,7 @@ def lines(path: Path, title: str, unit: str, series: dict[str, list[tuple[float,
     axes.set_yscale("log")
     axes.set_xlabel("cells in the store")
     axes.set_ylabel(unit)
-    axes.set_title(title, loc="left")
-    axes.legend(frameon=False, labelcolor=INK)
+    axes.set_title(title, loc="left", color=INK)
+    axes.legend(frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(1, 1))
     plain(axes)
     save(drawn, path)

@@ -95,7 +95,10 @@ def ask(pipe: Connection, uri: str, options: Figures, name: str, n_obs: int) -> 
         if name == "open":
             return int(data.n_obs)
         selection = data.query(rows, genes, **how)
-        return int(selection.count()) if name.startswith("count") else int(selection.to_memory().X.nnz)
+        if name.startswith("count"):
+            return int(selection.count())
+        x: Any = selection.to_memory().X
+        return int(x.nnz)
 
     seconds, before = [], memory_bytes("VmRSS")
     for _ in range(REPEATS):
@@ -167,6 +170,14 @@ def held(figures: Figures) -> str:
     return f"{(figures['peak_bytes'] - figures['before_bytes']) / 1e6:,.0f} MB"
 
 
+def draw(found: list[Figures], folder: Path) -> None:
+    """Draw bytes, seconds and requests over the cells."""
+    for key, unit, scale in (("n_bytes", "MB read", 1e6), ("seconds", "seconds", 1), ("n_requests", "requests", 1)):
+        asked = {q: [(f["n_obs"], f["questions"][q][key] / scale) for f in found] for q in QUESTIONS if q != "open"}
+        title, name = f"The same question of larger stores: {unit}", f"scaling-{plots.slug(key)}.svg"
+        plots.lines(folder / name, title, unit, asked)
+
+
 def main() -> int:
     """Measure, print, draw; status 1 where an answer is wrong."""
     parser = argparse.ArgumentParser(description="Ask the same of ever larger stores.")
@@ -195,10 +206,7 @@ def main() -> int:
     if args.page:
         markdown.fill(args.page, "scaling", page_lines(found))
     if args.plots:
-        for key, unit, scale in (("n_bytes", "MB read", 1e6), ("seconds", "seconds", 1), ("n_requests", "requests", 1)):
-            asked = {q: [(f["n_obs"], f["questions"][q][key] / scale) for f in found] for q in QUESTIONS if q != "open"}
-            title, name = f"The same question of larger stores: {unit}", f"scaling-{plots.slug(key)}.svg"
-            plots.lines(args.plots / name, title, unit, asked)
+        draw(found, args.plots)
     return int(any(not f["agrees"] for of_store in found for f in of_store["questions"].values()))
 
 
