@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing as mp
 import sys
 import warnings
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.asking import in_process
 from benchmarks.network import shaped_s3
-from benchmarks.queries import QUESTIONS, prepare, stored_at
+from benchmarks.questions import QUESTIONS, prepare, stored_at
 from benchmarks.steps import CELL_TYPE, Figures, Job, digest_x, make_source, timed
 
 if TYPE_CHECKING:
@@ -91,23 +91,6 @@ def subset(pipe: Connection, uri: str, options: Figures, name: str, verb: str) -
 
         answer, figures = timed(lazily, 0, 1)
     pipe.send(figures | {"x": digest_x(answer.X, answer.obs_names)})
-
-
-def in_process(work: Any, *args: Any, reset: Any = lambda: None) -> Figures:
-    """Run something in a process of its own; `reset` whenever it is ready."""
-    pipe, theirs = mp.Pipe()
-    process = mp.get_context("spawn").Process(target=work, args=(theirs, *args), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        while (answer := pipe.recv()) is None:
-            reset()
-            pipe.send("go")
-        figures: Figures = answer
-        return figures
-    finally:
-        process.kill()
-        process.join()
 
 
 def measure_subsets(job: Job) -> dict[str, dict[str, Figures]]:

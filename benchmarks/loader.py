@@ -27,6 +27,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from rich.table import Table
+
 type Batches = Iterator[tuple[Any, np.ndarray]]  # X and the codes of the cell types
 
 BATCH_ROWS, BLOCK_ROWS = 256, 1_000
@@ -159,22 +161,22 @@ def run_one(python: str, reader: str, at: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def measure(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
+def measure(store: Path, name: str, python: str | None, readers: Any = READERS) -> list[dict[str, Any]]:
     """Run every reader on one line; medians of three runs where one takes less than ten seconds."""
     from benchmarks.network import shaped_s3
 
     line = LINES[name]
     runs: dict[str, list[dict[str, Any]]] = {
-        reader: [] for reader, (way, _) in READERS.items() if way is not annbatch or args.python
+        reader: [] for reader in readers if READERS[reader][0] is not annbatch or python
     }
-    with shaped_s3(args.store.parent.parent, *(line or (0.0, 1e12))) as server:
-        uri = f"s3://{args.store.parent.name}/{args.store.name}" if line else str(args.store)
+    with shaped_s3(store.parent.parent, *(line or (0.0, 1e12))) as server:
+        uri = f"s3://{store.parent.name}/{store.name}" if line else str(store)
         at = {"uri": uri, "line": line, "options": server.storage_options if line else {}}
         for reader in [*runs] * REPEATS:  # in turns: what else the machine does befalls all of them
             if all(r.get("seconds", SLOW_SECONDS) < SLOW_SECONDS for r in runs[reader]):
                 server.reset()
-                python = args.python if READERS[reader][0] is annbatch else sys.executable
-                run, counted = run_one(python, reader, at), server.counters()
+                interpreter = python if python and READERS[reader][0] is annbatch else sys.executable
+                run, counted = run_one(interpreter, reader, at), server.counters()
                 runs[reader].append(run | {"n_requests": counted.n_requests, "n_bytes": counted.body_bytes})
                 print(name, reader, run.get("seconds", run.get("error")), file=sys.stderr, flush=True)
     found = []
@@ -185,6 +187,30 @@ def measure(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
             figures["cpu_ms"] = 1e6 * statistics.median(r["cpu_seconds"] / r["n_rows"] for r in each)
         found.append(figures)
     return found
+
+
+def table(title: str, found: list[dict[str, Any]]) -> Table:
+    """Return the figures as a table, a row a reader."""
+    from rich.table import Table  # the interpreter that has annbatch need not have rich
+
+    shown = Table(title=title)
+    for heading in ("line", "reader", "rows/s", "CPU ms/1k", "rows", "requests", "MB", "peak MB", "spread"):
+        shown.add_column(heading, no_wrap=True)
+    for f in found:
+        if "error" in f:
+            shown.add_row(f["line"], f["reader"], f["error"] if f["error"].startswith(">") else "failed")
+            continue
+        counted = (f"{f['n_requests']:,}", f"{f['n_bytes'] / 1e6:,.1f}") if LINES[f["line"]] else ("", "")
+        peak, spread = f"{f['peak_bytes'] / 1e6:,.0f}", f"{f['spread']:.2f}"
+        speed = f"{f['rows_a_second']:,.0f}", f"{f['cpu_ms']:.1f}", f"{f['n_rows']:,}"
+        shown.add_row(f["line"], f["reader"], *speed, *counted, peak, spread)
+    return shown
+
+
+def differ(found: list[dict[str, Any]], n_obs: int) -> bool:
+    """Whether a reader failed, or two that finished an epoch saw different cells."""
+    whole = {(f["x_total"], *f["types"]) for f in found if f.get("n_rows") == n_obs}
+    return len(whole) > 1 or any(not f.get("error", ">").startswith(">") for f in found)
 
 
 def main() -> int:
@@ -201,33 +227,20 @@ def main() -> int:
         print(json.dumps(load(args.reader, args.at)))
         return 0
     from rich.console import Console
-    from rich.table import Table
 
-    from benchmarks.queries import prepare, stored_at
+    from benchmarks.questions import prepare, stored_at
     from benchmarks.steps import Job
 
     job = Job(args.data.resolve(), 100_000, 20_000)
     prepare(job)
-    args.store = stored_at(job, "sorted")
-    found = [figures for name in ([args.line] if args.line else LINES) for figures in measure(args, name)]
-    whole = {(f["x_total"], *f["types"]) for f in found if f.get("n_rows") == job.n_obs}
-    shown = Table(title=f"rows a second, {args.store.name}; load {os.getloadavg()[0]:.1f}")
-    for heading in ("line", "reader", "rows/s", "CPU ms/1k", "rows", "requests", "MB", "peak MB", "spread"):
-        shown.add_column(heading, no_wrap=True)
-    for f in found:
-        if "error" in f:
-            shown.add_row(f["line"], f["reader"], f["error"] if f["error"].startswith(">") else "failed")
-            continue
-        counted = (f"{f['n_requests']:,}", f"{f['n_bytes'] / 1e6:,.1f}") if LINES[f["line"]] else ("", "")
-        peak, spread = f"{f['peak_bytes'] / 1e6:,.0f}", f"{f['spread']:.2f}"
-        speed = f"{f['rows_a_second']:,.0f}", f"{f['cpu_ms']:.1f}", f"{f['n_rows']:,}"
-        shown.add_row(f["line"], f["reader"], *speed, *counted, peak, spread)
+    store = stored_at(job, "sorted")
+    found = [f for name in ([args.line] if args.line else LINES) for f in measure(store, name, args.python)]
     console = Console()
     console.width = max(console.width, 140)
-    console.print(shown)
+    console.print(table(f"rows a second, {store.name}; load {os.getloadavg()[0]:.1f}", found))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
-    return int(len(whole) > 1 or any(not f.get("error", ">").startswith(">") for f in found))
+    return int(differ(found, job.n_obs))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from benchmarks import synthetic
 from benchmarks.network import ShapedS3, shaped_s3
+from benchmarks.steps import stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import mudata
 
 LATENCY_SECONDS, BANDWIDTH_BITS = 0.02, 100e6
+N_OBS = 20_000
 N_GENES, N_PROTEINS, N_PEAKS = 15_000, 150, 30_000
 FILE, OWN, THEIRS = "cells.h5mu", "own.zarr", "mudata.zarr"
 
@@ -58,12 +60,6 @@ def make(folder: Path, n_obs: int) -> mudata.MuData:
     return made
 
 
-def size(path: Path) -> tuple[int, int]:
-    """Return objects and bytes of a file or folder."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return len(files), sum(file.stat().st_size for file in files)
-
-
 def write(folder: Path, made: mudata.MuData) -> dict[str, Any]:
     """Convert, and write with mudata, what is in the file."""
     import zarr
@@ -79,9 +75,8 @@ def write(folder: Path, made: mudata.MuData) -> dict[str, Any]:
     made.write_zarr(folder / THEIRS)
     theirs = time.perf_counter() - start
     zarr.consolidate_metadata(folder / THEIRS)  # mudata does not; without, a reader lists every group
-    sizes = {name: size(folder / name) for name in (FILE, OWN, THEIRS)}
     seconds = {OWN: own, THEIRS: theirs}
-    return {name: {"objects": n, "bytes": b, "seconds": seconds.get(name)} for name, (n, b) in sizes.items()}
+    return {name: stored(folder / name) | {"seconds": seconds.get(name)} for name in (FILE, OWN, THEIRS)}
 
 
 @dataclass(frozen=True)
@@ -147,31 +142,39 @@ def ask(server: ShapedS3, bucket: str, name: str) -> dict[str, dict[str, Any]]:
     return figures
 
 
+def measure(data: Path, n_obs: int) -> dict[str, Any]:
+    """Make the file, write it both ways, ask every question in three ways."""
+    warnings.simplefilter("ignore")
+    folder = data / f"multimodal_{n_obs}"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = write(folder, make(folder, n_obs))
+    with shaped_s3(data, LATENCY_SECONDS, BANDWIDTH_BITS) as server:
+        return {"stored": written, "asked": {name: ask(server, folder.name, name) for name in QUESTIONS}}
+
+
+def tables(report: dict[str, Any], n_obs: int) -> list[Table]:
+    """Return what was written and what was asked as tables."""
+    sizes = Table("", "objects", "MB", "seconds to write", title=f"{n_obs:,} cells, three modalities")
+    for name, f in report["stored"].items():
+        sizes.add_row(name, f"{f['n_objects']:,}", f"{f['stored_bytes'] / 1e6:,.1f}", f"{f['seconds'] or 0:.1f}")
+    questions = Table("question", "way", "seconds", "requests", "MB", title="20 ms, 100 Mbit/s")
+    for name, ways in report["asked"].items():
+        for way, f in ways.items():
+            questions.add_row(name, way, f"{f['seconds']:.2f}", f"{f['requests']:,}", f"{f['bytes'] / 1e6:,.2f}")
+    return [sizes, questions]
+
+
 def main() -> None:
     """Run everything and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder for the files")
-    parser.add_argument("--n-obs", type=int, default=20_000)
+    parser.add_argument("--n-obs", type=int, default=N_OBS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    folder = options.data / f"multimodal_{options.n_obs}"
-    folder.mkdir(parents=True, exist_ok=True)
-    stored = write(folder, make(folder, options.n_obs))
-    with shaped_s3(options.data, LATENCY_SECONDS, BANDWIDTH_BITS) as server:
-        asked = {name: ask(server, folder.name, name) for name in QUESTIONS}
-    console = Console()
-    table = Table("", "objects", "MB", "seconds to write", title=f"{options.n_obs:,} cells, three modalities")
-    for name, f in stored.items():
-        table.add_row(name, f"{f['objects']:,}", f"{f['bytes'] / 1e6:,.1f}", f"{f['seconds'] or 0:.1f}")
-    console.print(table)
-    table = Table("question", "way", "seconds", "requests", "MB", title="20 ms, 100 Mbit/s")
-    for name, ways in asked.items():
-        for way, f in ways.items():
-            table.add_row(name, way, f"{f['seconds']:.2f}", f"{f['requests']:,}", f"{f['bytes'] / 1e6:,.2f}")
-    console.print(table)
+    report = measure(options.data, options.n_obs)
+    Console().print(*tables(report, options.n_obs))
     if options.json:
-        options.json.write_text(json.dumps({"stored": stored, "asked": asked}, indent=1))
+        options.json.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

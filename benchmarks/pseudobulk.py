@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.network import shaped_s3
-from benchmarks.queries import PROFILES, prepare, stored_at
+from benchmarks.questions import PROFILES, prepare, stored_at
 from benchmarks.steps import REPEATS, Figures, Job, timed
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
 """A read-only S3 of one directory over HTTP/1.1, with one shared, shaped line to all its clients.
 
-Knows HTTP, the part of S3 that readers use (GET and HEAD of ``/bucket/key`` with ranges) and how to
-pace bytes. Must not know the client, and imports the standard library only: it runs as a script in
-a process of its own (see `benchmarks.network`), so that it shares no interpreter with its clients.
-Signatures are ignored; anything but reading an object is refused with S3's XML.
+Knows HTTP, the part of S3 that readers use (GET and HEAD of ``/bucket/key`` with ranges, ListObjectsV2,
+HEAD of a bucket) and how to pace bytes. Must not know the client, and imports the standard library only:
+it runs as a script in a process of its own (see `benchmarks.network`), so that it shares no interpreter
+with its clients. Signatures are ignored; anything but reading is refused with S3's XML.
 
 Standard input is the control line and the lifeline: one command a line (``reset``, ``counters``),
 one JSON document back on standard output for each; the end of input ends the server, so it cannot
@@ -22,13 +22,15 @@ import time
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
+from xml.sax.saxutils import escape
 
 REASONS = {200: "OK", 206: "Partial Content", 403: "Forbidden", 404: "Not Found",
            405: "Method Not Allowed", 416: "Range Not Satisfiable"}  # fmt: skip
 RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))")
 MIN_SLICE_BYTES, MAX_SLICE_BYTES = 16 * 1024, 64 * 1024
 SLICE_SECONDS = 0.002
+MAX_KEYS = 1000
 # How far the line may lag behind its rate and still catch up: late timers are repaid, idleness is not.
 MAX_LAG_SECONDS = 0.02
 # The event loop's timer ticks in milliseconds: shorter waits are cheaper to skip than to sleep.
@@ -116,12 +118,68 @@ def parse_range(match: re.Match[str], size_bytes: int) -> tuple[int, int] | None
     return (start, stop) if start < stop else None
 
 
-def respond(root: Path, method: str, key: str, range_header: str | None) -> Response:
-    """Answer one request for ``bucket/key``; touches the file's metadata only."""
+def entity_tag(stat: os.stat_result) -> str:
+    """Return what tells this version of an object from others."""
+    return f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'
+
+
+def entries(bucket: Path, prefix: str, delimiter: str) -> list[str]:
+    """Keys under a prefix in S3's order; those that go on behind the delimiter end with it, once."""
+    folder = bucket / prefix.rpartition("/")[0]
+    if ".." in folder.parts:
+        return []
+    walked = (Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names)
+    keys = (path.relative_to(bucket).as_posix() for path in walked)
+    found = {key for key in keys if key.startswith(prefix)}
+    if delimiter:
+        found = {prefix + "".join(key[len(prefix) :].partition(delimiter)[:2]) for key in found}
+    return sorted(found, key=str.encode)
+
+
+def listing(root: Path, bucket: str, query: dict[str, str]) -> Response:
+    """Answer ListObjectsV2; a page goes on after the key that its continuation token is."""
+    prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+    after = query.get("continuation-token") or query.get("start-after", "")
+    n_keys = min(int(query.get("max-keys", MAX_KEYS)), MAX_KEYS)
+    found = [e for e in entries(root / bucket, prefix, delimiter) if e.encode() > after.encode()]
+    page, more = found[:n_keys], len(found) > n_keys
+    parts = [f"<Name>{escape(bucket)}</Name><Prefix>{escape(prefix)}</Prefix><KeyCount>{len(page)}</KeyCount>"]
+    parts += [f"<MaxKeys>{n_keys}</MaxKeys><IsTruncated>{str(more).lower()}</IsTruncated>"]
+    parts += [f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>"] if more and page else []
+    for entry in page:
+        if delimiter and entry.endswith(delimiter):
+            parts.append(f"<CommonPrefixes><Prefix>{escape(entry)}</Prefix></CommonPrefixes>")
+            continue
+        stat = (root / bucket / entry).stat()
+        modified = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(stat.st_mtime))
+        parts.append(
+            f"<Contents><Key>{escape(entry)}</Key><LastModified>{modified}</LastModified>"
+            f"<ETag>{escape(entity_tag(stat))}</ETag><Size>{stat.st_size}</Size>"
+            "<StorageClass>STANDARD</StorageClass></Contents>"
+        )
+    name = '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+    text = f'<?xml version="1.0" encoding="UTF-8"?>\n{name}{"".join(parts)}</ListBucketResult>'
+    return Response(200, {"Content-Type": "application/xml"}, text.encode())
+
+
+def respond_for_bucket(root: Path, method: str, bucket: str, query: dict[str, str]) -> Response:
+    """Answer one request for a bucket itself: whether it is there, and what is in it."""
+    if ".." in bucket or not bucket or not (root / bucket).is_dir():
+        return refusal(404, "NoSuchBucket", bucket) if bucket else refusal(403, "AccessDenied", bucket)
+    if method == "HEAD":
+        return Response(200, {"x-amz-bucket-region": "us-east-1"})
+    if query.get("list-type") == "2":
+        return listing(root, bucket, query)
+    return refusal(403, "AccessDenied", bucket)
+
+
+def respond(root: Path, method: str, key: str, range_header: str | None, query: str = "") -> Response:
+    """Answer one request for ``bucket/key`` or ``bucket``; touches the files' metadata only."""
     if method not in ("GET", "HEAD"):
         return refusal(405, "MethodNotAllowed", key)
     if "/" not in key.rstrip("/"):
-        return refusal(403, "AccessDenied", key)
+        asked = {name: values[0] for name, values in parse_qs(query, keep_blank_values=True).items()}
+        return respond_for_bucket(root, method, key.rstrip("/"), asked)
     path = root / key
     if ".." in path.parts or not path.is_file():
         return refusal(404, "NoSuchKey", key)
@@ -129,7 +187,7 @@ def respond(root: Path, method: str, key: str, range_header: str | None) -> Resp
     headers = {
         "Accept-Ranges": "bytes",
         "Content-Type": "binary/octet-stream",
-        "ETag": f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"',
+        "ETag": entity_tag(stat),
         "Last-Modified": formatdate(stat.st_mtime, usegmt=True),
     }
     match = RANGE.fullmatch(range_header or "")
@@ -165,12 +223,13 @@ class Server:
         method, target, _ = request.split(" ")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         await reader.readexactly(int(headers.get("content-length", 0)))
-        key, range_header = unquote(target.partition("?")[0]).lstrip("/"), headers.get("range")
+        path, _, query = target.partition("?")
+        key, range_header = unquote(path).lstrip("/"), headers.get("range")
         self.counters.n_requests += 1
         self.counters.log.append((method, key, range_header))
         if self._latency_seconds:
             await asyncio.sleep(self._latency_seconds)
-        response = respond(self._root, method, key, range_header)
+        response = respond(self._root, method, key, range_header, query)
         writer.write(response.head())
         if method != "HEAD":
             await self._send(response.body, writer)

@@ -12,6 +12,7 @@ import resource
 import shutil
 import statistics
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,8 @@ def _cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _memory_bytes(name: str) -> int:
+def memory_bytes(name: str) -> int:
+    """Return what this process holds (``VmRSS``) or held at most (``VmHWM``)."""
     # Not ru_maxrss: that starts at the parent's own peak when the parent spawns by vfork.
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
@@ -66,7 +68,7 @@ def _memory_bytes(name: str) -> int:
 
 def timed[T](run: Callable[[], T], warm_ups: int, repeats: int) -> tuple[T, Figures]:
     """Run something and return its last result with the median wall and CPU time of the repeats."""
-    before_bytes, seconds, cpu_seconds = _memory_bytes("VmRSS"), [], []
+    before_bytes, seconds, cpu_seconds = memory_bytes("VmRSS"), [], []
     for _ in range(warm_ups + repeats):
         start, cpu_start = time.perf_counter(), _cpu_seconds()
         result = run()
@@ -76,7 +78,7 @@ def timed[T](run: Callable[[], T], warm_ups: int, repeats: int) -> tuple[T, Figu
         "seconds": statistics.median(seconds[warm_ups:]),
         "cpu_seconds": statistics.median(cpu_seconds[warm_ups:]),
         "all_seconds": seconds,
-        "peak_bytes": _memory_bytes("VmHWM"),
+        "peak_bytes": memory_bytes("VmHWM"),
         "before_bytes": before_bytes,
     }
 
@@ -111,6 +113,16 @@ def digest_rest(adata: ad.AnnData) -> str:
     return digest.hexdigest()[:16]
 
 
+def digested(answer: Any, *, ordered: bool = True) -> Figures:
+    """Digest a count or an AnnData; the order of its rows too, where it matters."""
+    if isinstance(answer, int):
+        return {"n_obs": answer}
+    found = {"n_obs": answer.n_obs, "rest": digest_rest(answer)}
+    if answer.X is not None:
+        found["x"] = digest_x(answer.X, answer.obs_names)
+    return found | ({"names": zlib.crc32("\n".join(answer.obs_names).encode())} if ordered else {})
+
+
 def _measured_query(query: Callable[[], ad.AnnData]) -> Figures:
     result, figures = timed(query, 1, REPEATS)
     digests = {"x": digest_x(result.X, result.obs_names), "rest": digest_rest(result)}
@@ -135,7 +147,13 @@ def _convert(job: Job, dest: Path, *, gene_major: bool) -> Figures:
         return lz.convert(str(job.source), str(dest), sort_by=["cell_type"], gene_major=gene_major, progress=False)
 
     _, figures = timed(convert, 0, 1)
-    return figures | {"stored_bytes": sum(file.stat().st_size for file in dest.rglob("*") if file.is_file())}
+    return figures | stored(dest)
+
+
+def stored(path: Path) -> Figures:
+    """Count the objects of a store, or of a file, and their bytes."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return {"n_objects": len(files), "stored_bytes": sum(file.stat().st_size for file in files)}
 
 
 def convert_rows(job: Job) -> Figures:

@@ -8,6 +8,8 @@ import sys
 import time
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
+from urllib.parse import quote
+from xml.etree import ElementTree as ET
 
 import obstore
 import pytest
@@ -107,7 +109,9 @@ def test_empty_object(client):
         ("GET", "/lab/atlas.zarr", 404, b"NoSuchKey"),
         ("GET", "/lab/../../secret", 404, b"NoSuchKey"),
         ("GET", "/lab/%2e%2e/%2e%2e/secret", 404, b"NoSuchKey"),
-        ("GET", "/lab?list-type=2", 403, b"AccessDenied"),
+        ("GET", "/lab?location", 403, b"AccessDenied"),
+        ("GET", "/absent?list-type=2", 404, b"NoSuchBucket"),
+        ("GET", "/%2e%2e?list-type=2", 404, b"NoSuchBucket"),
         ("GET", "/", 403, b"AccessDenied"),
         ("PUT", PATH, 405, b"MethodNotAllowed"),
         ("DELETE", PATH, 405, b"MethodNotAllowed"),
@@ -120,6 +124,30 @@ def test_refusals_are_xml_and_keep_the_connection(client, method, target, status
     socket = client.sock
     assert ask(client, "GET", PATH)[1] == PAYLOAD
     assert client.sock is socket
+
+
+def listed(client, query: str) -> tuple[list[str], list[str], str | None]:
+    """Return the keys, the common prefixes and the token of a page."""
+    response, body = ask(client, "GET", f"/lab?list-type=2&{query}")
+    assert response.status == 200
+    root = ET.fromstring(body)  # noqa: S314 - our own server's
+    space = {"s3": "http://s3.amazonaws.com/doc/2006-03-01/"}
+    keys = [node.text for node in root.iterfind("s3:Contents/s3:Key", space)]
+    prefixes = [node.text for node in root.iterfind("s3:CommonPrefixes/s3:Prefix", space)]
+    assert root.findtext("s3:KeyCount", namespaces=space) == str(len(keys) + len(prefixes))
+    return keys, prefixes, root.findtext("s3:NextContinuationToken", namespaces=space)
+
+
+def test_listing(client):
+    assert listed(client, "") == ([KEY, "empty"], [], None)
+    assert listed(client, "delimiter=%2F") == (["empty"], ["atlas.zarr/"], None)
+    assert listed(client, "prefix=atlas.zarr/&delimiter=/") == ([], ["atlas.zarr/c/"], None)
+    assert listed(client, "prefix=atl") == ([KEY], [], None)
+    assert listed(client, "prefix=none") == listed(client, "prefix=../") == ([], [], None)
+    assert listed(client, "max-keys=1&delimiter=/") == ([], ["atlas.zarr/"], "atlas.zarr/")
+    assert listed(client, "delimiter=/&continuation-token=atlas.zarr%2F") == (["empty"], [], None)
+    assert listed(client, f"start-after={quote(KEY)}") == (["empty"], [], None)
+    assert ask(client, "HEAD", "/lab")[0].status == 200
 
 
 def test_counters(server, client):
@@ -149,6 +177,8 @@ def test_obstore_reads_through_it(server):
     assert bytes(suffix.bytes()) == PAYLOAD[-11:]
     with pytest.raises(FileNotFoundError):
         store.get("absent")
+    (page,) = store.list()
+    assert {entry["path"]: entry["size"] for entry in page} == {KEY: len(PAYLOAD), "empty": 0}
 
 
 def test_latency_and_bandwidth_are_lower_bounds_of_the_time(tmp_path):
