@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 # What anndata and mudata say of old, odd and awkward files.
 pytestmark = pytest.mark.filterwarnings("ignore")
-few = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 
 SWAPPED = {"numbers big-endian", "edit enumerations", "edit enumerations, latest"}
 """Forms with numbers in the other byte order."""
@@ -148,7 +148,7 @@ def test_a_file_is_read_as_anndata_reads_it(shelf: Shelf, number: int, name: str
 
 
 @pytest.mark.parametrize("query", range(len(QUERIES)))
-@pytest.mark.parametrize("name", ["chunks compact", "chunks threes, latest", "0.5"])
+@pytest.mark.parametrize("name", ["chunks compact", "0.7"])
 def test_every_query_of_a_file(shelf: Shelf, query: int, name: str) -> None:
     _check_query(lz.open(shelf.path(name)), shelf.read(name), query)
 
@@ -309,10 +309,10 @@ def test_a_file_on_s3(shelf: Shelf, s3: S3Server, name: str) -> None:
 def test_a_file_that_was_replaced_is_an_error_and_never_a_mixture(s3: S3Server, tmp_path: Path) -> None:
     rng, where = np.random.default_rng(4), tmp_path / "a.h5ad"
     first, second = (ad.AnnData(rng.random((2_000, 200))) for _ in range(2))
-    write(first, where, FORMS["chunks guessed"])
+    write(first, where, FORMS["filters gzip"])
     uri = _uploaded(s3, where, "replaced")
     on_s3, local = lz.open(uri, storage_options=s3.storage_options), lz.open(where)
-    write(second, where, FORMS["chunks guessed"])
+    write(second, where, FORMS["filters gzip"])
     _uploaded(s3, where, "replaced")
     for data in (on_s3, local):
         with pytest.raises(errors.ConflictError, match=re.escape("a.h5ad")):
@@ -435,7 +435,7 @@ def _values_of(path: Path) -> np.ndarray:
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize(("form", "seed"), list(itertools.product(["plain", "chunked", "latest"], range(3))))
+@pytest.mark.parametrize(("form", "seed"), list(itertools.product(["plain", "chunked", "latest"], range(2))))
 def test_flipped_bytes_are_an_error_or_a_result_and_nothing_else(
     form: str, seed: int, tmp_path: Path, two_gigabytes: None
 ) -> None:
