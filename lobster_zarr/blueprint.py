@@ -27,6 +27,7 @@ from lobster_zarr.layout import (
     dense_grid,
     follows_obs,
     gene_major_chunk,
+    is_companion,
     new_array,
     sparse_grid,
 )
@@ -282,7 +283,7 @@ class _Draft:
         dtypes: tuple[np.dtype[Any], np.dtype[Any]],
         rates: tuple[float, float],
     ) -> None:
-        row_major = not path.endswith(f"/{COMPANION}")
+        row_major = not is_companion(path)
         grid = sparse_grid(nnz, ROW_MAJOR_CHUNK if row_major else gene_major_chunk(nnz))
         n_major, index_dtype = shape[0] if row_major else shape[1], dtypes[1]
         encoding = "csr_matrix" if row_major else "csc_matrix"

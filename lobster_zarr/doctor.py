@@ -24,7 +24,7 @@ from lobster_zarr.grid import Runs, cdiv
 from lobster_zarr.h5fetch import FileFetcher
 from lobster_zarr.h5store import FileStore
 from lobster_zarr.inventory import PAGE_KEYS, array_sizes, n_keys
-from lobster_zarr.layout import CODEC_PROFILES, COMPANION
+from lobster_zarr.layout import CODEC_PROFILES, is_companion
 from lobster_zarr.multimodal import MultimodalDataset
 from lobster_zarr.multimodal import open as open_dataset
 from lobster_zarr.packed import packed_file
@@ -338,7 +338,7 @@ async def _text(patient: _Patient, sizes: Mapping[str, int]) -> list[Finding]:
 
 def _has_layers_by_gene(tree: Tree) -> bool:
     """Whether a layer of the store, or of a modality, is stored by gene too."""
-    return any("layers/" in path and path.endswith(f"/{COMPANION}/data") for path in tree.nodes)
+    return any("layers/" in path and is_companion(path) for path in tree.nodes)
 
 
 def _options(dataset: Dataset | MultimodalDataset, key: tuple[str, str] | None) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class StoreReader:
     def __init__(self, fetcher: Fetcher, tree: Tree, uri: str = "", identity: Identity | None = None) -> None:
         self.fetcher, self.tree, self.uri = fetcher, tree, display_uri(uri)
         self.identity = identity or Identity(uri, fetcher, tree)
-        self.obs, self.var = TableReader(fetcher, tree, "obs"), TableReader(fetcher, tree, "var")
+        self.obs, self.var = (TableReader(fetcher, tree, name, self.uri or "the store") for name in ("obs", "var"))
         self._sparse: dict[str, SparseReader] = {}
         self._order: np.ndarray | None = None
         self._order_lock = asyncio.Lock()

@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 
     from zarr.core.metadata import ArrayV3Metadata
 
+MAX_CHUNKS = 1 << 26
+"""Of a dataset; the index of so many takes a gigabyte."""
 PIECE_BYTES = 32 << 10
 """A contiguous dataset is read by pieces of whole rows of at most so many bytes, or by one row."""
+
+
+type Padding = Literal["null", "space", "end"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +44,8 @@ class Stored:
         Of the stored values; of text of variable length `REFERENCE`.
     kind
         What the values are: numbers, booleans in numbers, text of fixed or variable length.
+    padding
+        Of text of fixed length, what follows it: NULs, blanks, or anything after a NUL.
     chunk
         Shape of a chunk; of a contiguous dataset None.
     filters
@@ -53,6 +60,7 @@ class Stored:
 
     dtype: np.dtype[Any]
     kind: Literal["plain", "boolean", "fixed text", "text"] = "plain"
+    padding: Padding = "null"
     chunk: tuple[int, ...] | None = None
     filters: tuple[Filter, ...] = ()
     offset: int | None = None
@@ -127,7 +135,16 @@ class FileArray(ArrayNode):
 
     @cached_property
     def index(self) -> ChunkIndex:
-        """Where the chunks lie; of a chunked dataset nothing is known at first."""
+        """Where the chunks lie; of a chunked dataset nothing is known at first.
+
+        Raises
+        ------
+        UnsupportedError
+            There are too many.
+        """
+        if self.grid.n_chunks > MAX_CHUNKS:
+            msg = f"{self.path!r} says that it has {self.grid.n_chunks:,} chunks; expected at most {MAX_CHUNKS:,}."
+            raise UnsupportedError(msg)
         index = ChunkIndex.empty(self.grid)
         if self.stored.chunk is None and self.stored.offset is not None and self.stored.literal is None:
             chunk_bytes, end = self._chunk_bytes, math.prod(self.size) * self.stored.dtype.itemsize
@@ -173,8 +190,19 @@ class FileArray(ArrayNode):
             # Every filter has errors of its own; all of them mean damaged bytes here.
             raise self._damaged(chunk_id, len(encoded), error) from error
         if self.stored.kind == "fixed text":
-            return np.strings.decode(values, "utf-8").astype(object)
+            return np.strings.decode(self._unpadded(values), "utf-8").astype(object)
+        if values.dtype.kind == "S":
+            return self._unpadded(values)
         return values if self.stored.kind == "text" else values.astype(self.dtype, copy=False)
+
+    def _unpadded(self, values: np.ndarray) -> np.ndarray:
+        if self.stored.padding == "null":  # which numpy takes off
+            return values
+        return (
+            np.strings.rstrip(values, b" ")
+            if self.stored.padding == "space"
+            else np.strings.partition(values, b"\0")[0]
+        )
 
     @override
     def decode_into(self, encoded: memoryview, chunk_id: int, out: np.ndarray) -> None:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 FIRST_BYTES = 64 << 10
 MOST_PASSES = 1000
 """So often libhdf5 may ask for more; a sound file needs a dozen."""
+INDEX_AHEAD_BYTES = 16 << 10
+"""Read around a part of an index that libhdf5 asks for: its blocks lie among the chunks."""
 TEXT_BYTES = 24
 """Assumed of a text, with what its heap keeps beside it, before its dataset was read."""
 
@@ -219,7 +221,8 @@ class FileFetcher(Fetcher):
         async def read(start: int, stop: int) -> bytes:
             return await self.read(node.path, start, stop)
 
-        chunks = await replay(FileImage(self.image.n_bytes, self.image), read, str(self.file), work)
+        image = FileImage(self.image.n_bytes, self.image, ahead_bytes=INDEX_AHEAD_BYTES)
+        chunks = await replay(image, read, str(self.file), work)
         kept = [c for c in chunks if c.byte_offset is not None]
         if kept:
             at = np.asarray([c.chunk_offset for c in kept], np.uint64)
@@ -234,14 +237,7 @@ class FileFetcher(Fetcher):
     async def chunks(
         self, node: ArrayNode, chunk_ids: np.ndarray, deliver: Deliver, place: Places = lambda _: None
     ) -> None:
-        array = _array(node)
-        if array.stored.literal is not None:
-            padded = np.empty(array.grid.chunk, array.dtype)
-            padded[tuple(slice(n) for n in array.shape)] = array.stored.literal
-            for chunk_id in chunk_ids.tolist():
-                deliver(chunk_id, padded)
-            return
-        if not array.is_text:
+        if not _array(node).is_text:
             await super().chunks(node, chunk_ids, deliver, place)
             return
         references: dict[int, np.ndarray] = {}
@@ -251,6 +247,17 @@ class FileFetcher(Fetcher):
         for chunk_id, values in references.items():
             told = values if values.dtype.names is None else await asyncio.to_thread(texts, values, bodies, node.path)
             deliver(chunk_id, told)
+
+    @override
+    async def _requests(self, node: ArrayNode, chunk_ids: np.ndarray, deliver: Deliver) -> tuple[Request, ...]:
+        array = _array(node)
+        if array.stored.literal is None:
+            return await super()._requests(node, chunk_ids, deliver)
+        padded = np.empty(array.grid.chunk, array.dtype)
+        padded[tuple(slice(n) for n in array.shape)] = array.stored.literal
+        for chunk_id in chunk_ids.tolist():
+            deliver(chunk_id, padded)
+        return ()
 
     async def heaps(self, path: str, references: np.ndarray) -> dict[int, memoryview]:
         """Read the heaps that hold the texts of references, by their addresses."""

@@ -57,12 +57,12 @@ def unfiltered(
     ValueError, RuntimeError, OSError, zlib.error
         Of damaged bytes, whatever the filter makes of them.
     """
-    applied = [code for i, (code, _, _) in enumerate(filters) if not mask >> i & 1]
-    if not {*applied} <= {_DEFLATE, _SHUFFLE, _FLETCHER32}:
-        return _by_library(encoded, mask, filters, dtype, chunk, path)
+    applied = [told for i, told in enumerate(filters) if not mask >> i & 1]
+    if not {code for code, _, _ in applied} <= {_DEFLATE, _SHUFFLE, _FLETCHER32}:
+        return _by_library(encoded, applied, dtype, chunk, path)
     expected = math.prod(chunk) * dtype.itemsize
     decoded: Any = encoded
-    for code in reversed(applied):
+    for code, _, _ in reversed(applied):
         decoded = _undone(code, decoded, dtype.itemsize, expected)
     if len(decoded) != expected:
         msg = f"it holds {len(decoded):,} bytes, expected {expected:,}"
@@ -85,18 +85,13 @@ def _undone(code: int, encoded: Any, itemsize: int, expected: int) -> Any:
 
 
 def _by_library(
-    encoded: bytes | memoryview,
-    mask: int,
-    filters: tuple[Filter, ...],
-    dtype: np.dtype[Any],
-    chunk: tuple[int, ...],
-    path: str,
+    encoded: bytes | memoryview, applied: list[Filter], dtype: np.dtype[Any], chunk: tuple[int, ...], path: str
 ) -> np.ndarray:
     import h5py
 
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_chunk(chunk)
-    for code, flags, values in filters:
+    for code, flags, values in applied:
         _check(code, path)
         plist.set_filter(code, flags, values)
     plain = dtype if dtype.names is None else np.dtype(f"V{dtype.itemsize}")
@@ -104,7 +99,7 @@ def _by_library(
     with h5py.File(f"chunk{next(_names)}", "w", driver="core", backing_store=False) as file:
         kind, space = h5py.h5t.py_create(plain), h5py.h5s.create_simple(chunk)
         dataset = h5py.h5d.create(file.id, b"chunk", kind, space, plist)
-        dataset.write_direct_chunk((0,) * len(chunk), bytes(encoded), mask)
+        dataset.write_direct_chunk((0,) * len(chunk), bytes(encoded))
         dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, out)
     return out.view(dtype)
 

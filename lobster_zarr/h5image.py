@@ -19,7 +19,7 @@ from lobster_zarr.byterange import coalesce
 if TYPE_CHECKING:
     from collections.abc import Buffer, Iterable
 
-BEHIND_BYTES, AHEAD_BYTES = 64 << 10, 192 << 10
+AHEAD_BYTES = 192 << 10
 """What is read around a missing place: metadata lie in clusters, and a request costs as long as 250 kB."""
 GAP_BYTES = 512 << 10
 
@@ -33,10 +33,12 @@ class FileImage:
         Size of the file.
     below
         Another image of the same file, that is asked first and not changed.
+    ahead_bytes
+        What is read beyond a missing place; a third of it before it.
     """
 
-    def __init__(self, n_bytes: int, below: FileImage | None = None) -> None:
-        self.n_bytes, self.below = n_bytes, below
+    def __init__(self, n_bytes: int, below: FileImage | None = None, *, ahead_bytes: int = AHEAD_BYTES) -> None:
+        self.n_bytes, self.below, self.ahead_bytes = n_bytes, below, ahead_bytes
         self._starts: list[int] = []
         self._bodies: list[bytes] = []
 
@@ -69,12 +71,13 @@ class FileImage:
         wanted = sorted(self._widened(start, stop) for start, stop in missing)
         low, high = (np.asarray(ends, np.int64) for ends in zip(*wanted, strict=True))
         high = np.maximum.accumulate(high)
-        first, last = coalesce(low, high, gap_bytes=GAP_BYTES, max_bytes=1 << 62)
+        gap_bytes = self.ahead_bytes * GAP_BYTES // AHEAD_BYTES
+        first, last = coalesce(low, high, gap_bytes=gap_bytes, max_bytes=1 << 62)
         return [(int(low[a]), int(high[b - 1])) for a, b in zip(first, last, strict=True)]
 
     def _widened(self, start: int, stop: int) -> tuple[int, int]:
         """Return a wider range without what is known at its ends."""
-        low, high = max(start - BEHIND_BYTES, 0), min(max(stop, start + AHEAD_BYTES), self.n_bytes)
+        low, high = max(start - self.ahead_bytes // 3, 0), min(max(stop, start + self.ahead_bytes), self.n_bytes)
         for at, body in self.extents():
             if at <= low < at + len(body) <= stop:
                 low = at + len(body)

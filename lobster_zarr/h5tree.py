@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from lobster_zarr.errors import FormatError, LobsterZarrError, UnsupportedError
-from lobster_zarr.h5array import FileArray, Stored
+from lobster_zarr.h5array import FileArray, Padding, Stored
 from lobster_zarr.h5format import REFERENCE, TREE, Branch
 from lobster_zarr.node import Tree
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from lobster_zarr.h5image import ImageFile
 
 MAX_NODES = 1 << 20
-MAX_LITERAL_BYTES = 64 << 10
-"""HDF5's own bound of a compact dataset, which lies in the metadata."""
+MAX_LITERAL_BYTES = 8 << 20
+"""Of what is read with the metadata; compact datasets, which lie in it, have at most 64 KiB."""
 MAX_LINKS = 32
 """More soft links one after another are taken for a circle."""
 
@@ -212,13 +212,34 @@ def stored_of(dataset: h5py.Dataset, path: str, name: str) -> Stored:
     fill = None if kind in {"text", "fixed text"} or dtype.kind not in "biufc" else dataset.fillvalue
     if dataset.shape is None:
         return Stored(dtype, kind, literal=np.zeros((), dtype))
-    if layout == h5py.h5d.COMPACT:
+    if layout == h5py.h5d.COMPACT or _is_odd(dataset):
+        if dataset.nbytes > MAX_LITERAL_BYTES:
+            msg = f"{path!r} of {name} has numbers of {dataset.dtype} with odd bits; re-save it with h5py."
+            raise UnsupportedError(msg)
         values = dataset.asstr()[()] if "text" in kind else dataset[()]
-        literal = np.asarray(values, object if "text" in kind else None)
-        return Stored(dtype, kind, literal=literal)
+        literal = np.asarray(values, object if "text" in kind else values.dtype.newbyteorder("="))
+        return Stored(literal.dtype if kind == "plain" else dtype, kind, literal=literal)
     filters = tuple(plist.get_filter(i)[:3] for i in range(plist.get_nfilters()))
     offset = None if layout == h5py.h5d.CHUNKED else dataset.id.get_offset()
-    return Stored(dtype, kind, dataset.chunks, filters, offset, fill=fill)
+    return Stored(dtype, kind, _padding(dataset), dataset.chunks, filters, offset, fill=fill)
+
+
+def _is_odd(dataset: h5py.Dataset) -> bool:
+    """Whether numbers are stored in other bits than a processor has: libhdf5 is to read them."""
+    kind = dataset.id.get_type()
+    if kind.get_class() not in {h5py.h5t.INTEGER, h5py.h5t.FLOAT}:
+        return False
+    plain = h5py.h5t.py_create(np.dtype(dataset.dtype.str))
+    told, expected = ((k.get_size(), k.get_precision(), k.get_offset()) for k in (kind, plain))
+    return told != expected or (kind.get_class() == h5py.h5t.FLOAT and kind.get_fields() != plain.get_fields())
+
+
+def _padding(dataset: h5py.Dataset) -> Padding:
+    kind = dataset.id.get_type()
+    if kind.get_class() != h5py.h5t.STRING or kind.is_variable_str():
+        return "null"
+    padding: dict[int, Padding] = {h5py.h5t.STR_SPACEPAD: "space", h5py.h5t.STR_NULLTERM: "end"}
+    return padding.get(kind.get_strpad(), "null")
 
 
 def _kind(dataset: h5py.Dataset) -> tuple[np.dtype[Any], Any]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
+from scipy import sparse
 
 from lobster_zarr.errors import ChunkDecodeError, FormatError
 from lobster_zarr.fetch import together
@@ -45,7 +47,7 @@ async def read_from_file(fetcher: FileFetcher, tree: Tree, path: str) -> Any:
     def work(file: h5py.File, _: ImageFile) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return ad.io.read_elem(file[full])
+            return native(ad.io.read_elem(file[full]))
 
     async def read(start: int, stop: int) -> bytes:
         return await fetcher.read(full, start, stop)
@@ -53,8 +55,25 @@ async def read_from_file(fetcher: FileFetcher, tree: Tree, path: str) -> Any:
     try:
         return await replay(image, read, str(fetcher.file), work)
     except FormatError as error:
-        msg = f"{full!r} cannot be decoded: {error.__cause__ or error}. The file is damaged; restore it from a copy."
-        raise ChunkDecodeError(msg) from error
+        kind = ChunkDecodeError if isinstance(error.__cause__, OSError) else FormatError  # libhdf5's, or AnnData's
+        msg = f"{full!r} cannot be read: {error.__cause__ or error}. Restore {fetcher.file} from a copy, or re-save it."
+        raise kind(msg) from error
+
+
+def native(value: Any) -> Any:
+    """Return an element with its numbers in this machine's byte order, as all others come."""
+    if isinstance(value, dict):
+        return {key: native(member) for key, member in value.items()}
+    if isinstance(value, pd.DataFrame):
+        swapped = {c: v for c, v in value.items() if isinstance(v.dtype, np.dtype) and not v.dtype.isnative}
+        return (
+            value.assign(**{c: v.astype(v.dtype.newbyteorder("=")) for c, v in swapped.items()}) if swapped else value
+        )
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        return value.astype(value.dtype.newbyteorder("="))
+    if sparse.issparse(value) and not value.dtype.isnative:
+        return value.astype(value.dtype.newbyteorder("="))
+    return value
 
 
 async def stored_parts(fetcher: FileFetcher, read: ArrayRead) -> list[tuple[int, bytes]]:

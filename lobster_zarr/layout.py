@@ -149,6 +149,12 @@ def follows_obs(path: str) -> bool:
     return path in {"X", "raw/X"} or path.startswith(("layers/", "obsm/", "obsp/"))
 
 
+def is_companion(path: str) -> bool:
+    """Whether a group is the companion of a matrix, not a layer that is called so."""
+    parts = path.split("/")
+    return parts[-1] == COMPANION and (parts[-2:-1] == ["X"] or parts[-3:-2] == ["layers"])
+
+
 def gene_major_chunk(nnz: int) -> int:
     """Values in a chunk of a companion.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lobster_zarr.blueprint import INDEX_RATES, SPARSE
 from lobster_zarr.diagnosis import Finding
-from lobster_zarr.layout import COMPANION, DENSE_CHUNK, ROW_MAJOR_CHUNK, follows_obs
+from lobster_zarr.layout import COMPANION, DENSE_CHUNK, ROW_MAJOR_CHUNK, follows_obs, is_companion
 from lobster_zarr.report import human_bytes
 from lobster_zarr.summary import codec_name
 
@@ -55,7 +55,7 @@ def of_matrices(model: Model) -> Iterator[Finding]:
     """Find what is wrong with the matrices whose rows are the cells."""
     tree = model.tree
     for path in tree.nodes:
-        if not follows_obs(path) or path.endswith(f"/{COMPANION}") or path.count("/") > 1:
+        if not follows_obs(path) or is_companion(path) or path.count("/") > 1:
             continue
         if model.reader.is_sparse(path):
             values, indices = tree.array(f"{path}/data"), tree.array(f"{path}/indices")

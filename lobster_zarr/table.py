@@ -74,15 +74,17 @@ class TableReader:
         The store's nodes.
     path
         Of the group, ``obs`` or ``var``.
+    where
+        The store, for messages.
     """
 
-    def __init__(self, fetcher: Fetcher, tree: Tree, path: str) -> None:
-        self.fetcher, self.tree, self.path = fetcher, tree, path
+    def __init__(self, fetcher: Fetcher, tree: Tree, path: str, where: str = "the store") -> None:
+        self.fetcher, self.tree, self.path, self.where = fetcher, tree, path, where
         attributes = tree.attributes(path) if path in tree else {}
         if "column-order" not in attributes or "_index" not in attributes:
             msg = (
-                f"{path!r} is not an AnnData dataframe (encoding {tree.encoding(path)!r}); expected a group with "
-                "'column-order' and '_index'. Re-save the store with a current anndata."
+                f"{path!r} of {where} is not an AnnData dataframe (encoding {tree.encoding(path)!r}); expected a group "
+                "with 'column-order' and '_index'. Re-save it with a current anndata."
             )
             raise FormatError(msg)
         order = attributes["column-order"]
@@ -103,7 +105,7 @@ class TableReader:
         for member in ("", "/codes", "/values"):
             if self.tree.is_array(path + member):
                 return self.tree.array(path + member).shape[0]
-        msg = f"column {path!r} is listed but not stored; the store is damaged."
+        msg = f"column {path!r} of {self.where} is listed but not stored; it is damaged."
         raise FormatError(msg)
 
     def kind(self, name: str) -> str:
@@ -224,7 +226,11 @@ class TableReader:
                 if len(codes) and not (codes.min() >= -1 and codes.max() < len(categories)):
                     msg = f"column {path!r} has codes outside [-1, {len(categories)}); the store is damaged."
                     raise FormatError(msg)
-                return pd.Categorical.from_codes(codes, pd.Index(categories), ordered=ordered)
+                try:
+                    return pd.Categorical.from_codes(codes, pd.Index(categories), ordered=ordered)
+                except ValueError as error:  # of categories that are not unique, or missing
+                    msg = f"column {path!r} of {self.where} is no categorical: {error}. It is damaged."
+                    raise FormatError(msg) from error
             case "nullable-integer" | "nullable-boolean" | "nullable-string-array" as encoding:
                 values, mask = await together(part("values", rows), part("mask", rows))
                 na_value = self.tree.attributes(path).get("na-value", "NA")

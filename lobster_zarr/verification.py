@@ -21,7 +21,7 @@ from lobster_zarr.audit import differences
 from lobster_zarr.dense import read_array
 from lobster_zarr.errors import VerificationError
 from lobster_zarr.fingerprint import checked_band, source_part, stored_band, stored_slices
-from lobster_zarr.layout import COMPANION, SOURCE_ORDER, follows_obs
+from lobster_zarr.layout import COMPANION, SOURCE_ORDER, follows_obs, is_companion
 from lobster_zarr.node import FIRST
 from lobster_zarr.scratch import balanced_bounds
 from lobster_zarr.stage import stage
@@ -62,7 +62,7 @@ class Verification:
         """Check the store alone."""
         tree, elements = self.data.tree, self.data.reader
         for path in tree.nodes:
-            if path and elements.is_sparse(path) and path.rpartition("/")[2] != COMPANION:
+            if path and elements.is_sparse(path) and not is_companion(path):
                 self._sparse(path)
         for path in tree.nodes:
             if path and tree.is_array(path) and path not in self.read:
