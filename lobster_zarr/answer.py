@@ -43,16 +43,16 @@ def check_question(query: object, output_format: str) -> None:
         raise InvalidPredicateError(f"{msg} {EXAMPLE}")
 
 
-def cells(dataset: Dataset | MultimodalDataset, query: str) -> Any:
+def cells(dataset: Dataset | MultimodalDataset, query: str, *, progress: bool = True) -> Any:
     """Return the cells that a checked query names: an AnnData, of a MuData store a MuData."""
     match = _CELLS.fullmatch(query)
     where = match["where"] if match else None
-    return dataset.query(where.strip() if where else None).to_memory()
+    return dataset.query(where.strip() if where else None).to_memory(progress=progress)
 
 
-def table(dataset: Dataset | MultimodalDataset, query: str, output_format: str) -> Any:
+def table(dataset: Dataset | MultimodalDataset, query: str, output_format: str, *, progress: bool = True) -> Any:
     """Return the rows that a checked query gives: a frame, a table, or the bytes of a file."""
-    frame = dataset.sql(query)
+    frame = dataset.sql(query, progress=progress)
     if output_format == "polars":
         return frame
     if output_format == "pandas":

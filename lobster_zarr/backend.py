@@ -148,7 +148,7 @@ class StorageBackend(Rooted):
         _refuse(backed and (in_place or at.scheme != "file"), "backed", "a whole local .h5ad or .h5mu")
         if in_place:
             selection = self._checked(self._open(at)).query(**asked)
-            return selection.to_lazy() if lazy else selection.to_memory()
+            return selection.to_lazy() if lazy else selection.to_memory(progress=self.progress)
         with self._local(at, callback) as file:
             self._check_kind(several=datafile.is_mudata(file), what=str(at))
             return datafile.read_file(file, backed=backed)
@@ -302,7 +302,7 @@ class StorageBackend(Rooted):
 
     def _answer(self, at: Location, query: str, output_format: str) -> Any:
         self._form(at)
-        return _answered(self._open(at), query, output_format)
+        return _answered(self._open(at), query, output_format, progress=self.progress)
 
     def exists(self, path: PathLike) -> bool:
         """Whether there is a file or store.
@@ -385,7 +385,7 @@ def _refuse(given: object, option: str, what: str) -> None:
         raise InvalidArgumentError(f"{option} is for {what}.")
 
 
-def _answered(data: Dataset | MultimodalDataset, query: str, output_format: str) -> Any:
+def _answered(data: Dataset | MultimodalDataset, query: str, output_format: str, *, progress: bool) -> Any:
     if output_format == "anndata":
-        return answer.cells(data, query)
-    return answer.table(data, query, output_format)
+        return answer.cells(data, query, progress=progress)
+    return answer.table(data, query, output_format, progress=progress)

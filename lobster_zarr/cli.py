@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from contextlib import contextmanager
 from enum import StrEnum
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
-from lobster_zarr.output import OUTPUTS, TABLES, check_kind, check_output, save
+from lobster_zarr.output import OUTPUTS, TABLES, check_kind, check_output, drawn, save
+from lobster_zarr.report import human_bytes
+from lobster_zarr.typeset import WIDTH, shortened
 from lobster_zarr.wholefile import whole_file
 
 if TYPE_CHECKING:
@@ -254,8 +257,9 @@ def query(
         return
     for note in selection.notes:
         typer.echo(note, err=True)
-    where = f" → {out}" if out else ""
-    typer.echo(f"{told['n_obs']:,} cells{where}  ({told['requests']} requests, {told['bytes']:,} bytes)")
+    found, read = f"{told['n_obs']:,} cells", f"({told['requests']:,} requests, {human_bytes(told['bytes'])})"
+    where = f" → {shortened(str(out), WIDTH - len(found) - len(read) - 5)}" if out else ""
+    typer.echo(f"{found}{where}  {read}")
 
 
 def _by_modality(names: list[str] | None, modalities: list[str]) -> Any:
@@ -285,14 +289,15 @@ def sql(
         check_output(out, TABLES, overwrite=overwrite)
     table = lz.open(uri, _options(endpoint_url)).sql(query)
     if out is None:
-        import polars as pl
-
-        with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=60, tbl_hide_dataframe_shape=True):
-            typer.echo(str(table))
+        shown, n_left = drawn(table, shutil.get_terminal_size((WIDTH, 24)).columns)
+        typer.echo(shown)
+        if n_left:
+            typer.echo(f"{n_left} more columns do not fit; -o out.csv writes all.", err=True)
         return
     with whole_file(out) as part:
         table.write_csv(part) if out.suffix == ".csv" else table.write_parquet(part)
-    typer.echo(f"{table.height:,} rows → {out}")
+    found = f"{table.height:,} rows"
+    typer.echo(f"{found} → {shortened(str(out), WIDTH - len(found) - 3)}")
 
 
 @app.command()
@@ -319,7 +324,7 @@ def export(
         overwrite=overwrite,
         storage_options=_options(endpoint_url),
     )
-    typer.echo(f"{path} ({path.stat().st_size:,} bytes)")
+    typer.echo(f"{shortened(str(path), WIDTH - 12)} ({human_bytes(path.stat().st_size)})")
 
 
 @app.command()

@@ -83,6 +83,5 @@ def array_plan(fetcher: Fetcher, read: ArrayRead) -> ArrayPlan:
     plan = fetcher.plan(read)
     n_bytes, exact = fetcher.expected_bytes(read, plan)
     node = read.node
-    return ArrayPlan(
-        node.path, len(fetcher.sent(plan)), n_bytes, exact, read.chunk_ids, node.grid.n_chunks, read.result_bytes
-    )
+    n_requests, chunks = len(fetcher.sent(plan)), node.grid.chunks_per_axis
+    return ArrayPlan(node.path, n_requests, n_bytes, exact, read.chunk_ids, chunks, read.result_bytes)

@@ -19,7 +19,7 @@ from lobster_zarr.openstore import OpenStore
 from lobster_zarr.projection import Names, Order, Projection
 from lobster_zarr.query import Selection
 from lobster_zarr.reading import Reading
-from lobster_zarr.report import parse_size
+from lobster_zarr.report import Progress, parse_size
 from lobster_zarr.sql import execute
 from lobster_zarr.summary import StoreInfo, summarize
 
@@ -97,7 +97,7 @@ class Dataset(OpenStore):
     @override
     def info(self) -> StoreInfo:
         """Describe the store from its metadata: no request."""
-        return summarize(self.uri, self.tree, self.shape, self.attributes)
+        return summarize(self.uri, self.tree, self.shape, self.attributes, self._file_bytes)
 
     def query(
         self,
@@ -152,7 +152,7 @@ class Dataset(OpenStore):
         memory_bytes = None if memory_limit is None else parse_size(memory_limit, "memory_limit")
         return Selection(Reading(self.reader, obs, var, order, projection, most_bytes, memory_bytes))
 
-    def sql(self, query: str, **tables: Any) -> pl.DataFrame:
+    def sql(self, query: str, *, progress: bool = True, **tables: Any) -> pl.DataFrame:
         """Run SQL over ``obs`` and ``var``: only the columns and rows that it needs are read.
 
         Parameters
@@ -162,6 +162,8 @@ class Dataset(OpenStore):
             cell_type = 'T cell' GROUP BY donor``; or ``SELECT obs WHERE
             obs.cell_type = 'T cell'`` for whole rows. Names are the column
             ``index``, or as the index is named.
+        progress
+            Show what arrives when on a terminal, or in a notebook with ipywidgets, if it takes a second.
         **tables
             Polars or pandas frames, to be joined by name.
 
@@ -176,15 +178,16 @@ class Dataset(OpenStore):
         InvalidPredicateError, NotFoundError
             The query cannot be run, or names what does not exist.
         """
-        return execute(self.reader, {"obs": self.obs, "var": self.var}, query, tables)
+        with Progress(enabled=progress).watching("reading", self.stats):
+            return execute(self.reader, {"obs": self.obs, "var": self.var}, query, tables)
 
     def to_lazy(self, *, order: Order = "source", **options: Any) -> ad.AnnData:
         """Return everything as a lazy AnnData: see :meth:`Selection.to_lazy`, whose options it takes."""
         return self.query(order=order).to_lazy(**options)
 
-    def to_memory(self) -> ad.AnnData:
-        """Read everything, in source order."""
-        return self.query().to_memory()
+    def to_memory(self, *, progress: bool = True) -> ad.AnnData:
+        """Read everything, in source order; `progress` is as of a selection's."""
+        return self.query().to_memory(progress=progress)
 
 
 def _check_names(element: str, wanted: Names, known: Sequence[str]) -> None:

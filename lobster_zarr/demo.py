@@ -25,6 +25,7 @@ from lobster_zarr.errors import NotFoundError, StorageError
 from lobster_zarr.multimodal import open as open_dataset
 from lobster_zarr.report import human_bytes
 from lobster_zarr.store import open_store, run
+from lobster_zarr.typeset import WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -120,12 +121,12 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
 def run_demo() -> None:
     """Run the demo and print its table."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     if find_spec("moto") is None or find_spec("scanpy") is None:
         msg = "the demo needs moto and scanpy; install them with: pip install 'lobster-zarr[demo]'"
         raise NotFoundError(msg)
-    console = Console(width=min(100, Console().width))
+    console = Console(width=min(WIDTH, Console().width))
     os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
     with tempfile.TemporaryDirectory(prefix="lobster-zarr-demo-") as folder, embedded_s3() as options:
         make_bucket(options, BUCKET)
@@ -137,15 +138,17 @@ def run_demo() -> None:
         uri = f"s3://{BUCKET}/pbmc.zarr"
         console.print(f"\n[bold]lobster-zarr convert pbmc.h5ad {uri} --sort-by bulk_labels[/]")
         console.print(str(convert(h5ad, uri, sort_by="bulk_labels", storage_options=options, overwrite=True)))
-        console.print(f"\n[bold]lobster-zarr query {uri} \"bulk_labels == '{CELL_TYPE}'\" --var {','.join(GENES)}[/]")
-        table = Table("", "seconds", "requests", "bytes", "cells × genes", width=console.width)
+        genes = ",".join(GENES)
+        console.print(f"\n[bold]lobster-zarr query {uri} \\\n  \"bulk_labels == '{CELL_TYPE}'\" --var {genes}[/]")
+        numbers = [Column(head, justify="right") for head in ("seconds", "requests", "bytes", "cells × genes")]
+        table = Table("", *numbers, width=console.width)
         whole, seconds = _timed(lambda: _download(Path(folder) / "copy.h5ad", options))
         expected = whole[whole.obs["bulk_labels"] == CELL_TYPE, list(GENES)]
         size = h5ad.stat().st_size
-        table.add_row("download the H5AD, read, slice", f"{seconds:.2f}", "1", human_bytes(size), _shape(expected))
-        for title, genes in (("this cell type, all genes", None), ("this cell type, three genes", GENES)):
+        table.add_row("download the H5AD and slice", f"{seconds:.2f}", "1", human_bytes(size), _shape(expected))
+        for title, wanted in (("this cell type, all genes", None), ("this cell type, three genes", GENES)):
             data = open_dataset(uri, options)
-            got, seconds = _timed(data.query({"bulk_labels": CELL_TYPE}, genes).to_memory)
+            got, seconds = _timed(data.query({"bulk_labels": CELL_TYPE}, wanted).to_memory)
             cost = data.stats
             table.add_row(title, f"{seconds:.2f}", f"{cost.n_requests + 1}", human_bytes(cost.n_bytes), _shape(got))
         if not np.array_equal(got.X.toarray(), expected.X.toarray()) or not got.obs_names.equals(expected.obs_names):

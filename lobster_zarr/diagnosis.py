@@ -6,21 +6,23 @@ Must not know how any of it was found.
 from __future__ import annotations
 
 import shlex
-import textwrap
 from dataclasses import asdict, dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any
 
+from lobster_zarr.markup import bar, body, box, facts, heading, joined, section, table, tag
 from lobster_zarr.report import human_bytes
+from lobster_zarr.typeset import WIDTH, human_seconds, shortened, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from lobster_zarr.markup import Markup
     from lobster_zarr.prediction import Cost
     from lobster_zarr.report import ConversionReport
 
-WIDTH = 80
 NAME_WIDTH = 28
+MOST_OPEN = 6
+"""More findings are closed at first."""
 HEALTHY = "nothing to repair"
 
 
@@ -144,23 +146,27 @@ class Diagnosis:
         options = None if self.options is None else dict(self.options)
         return {**kept, "options": options, "healthy": self.healthy, "command": self.command}
 
+    @property
+    def _verdict(self) -> str:
+        return HEALTHY if self.healthy else f"{len(self.findings)} finding{'s'[: len(self.findings) > 1]}"
+
     def _title(self) -> str:
-        verdict = HEALTHY if self.healthy else f"{len(self.findings)} finding{'s'[: len(self.findings) > 1]}"
         shape = "" if self.n_obs is None else f" ({self.n_obs:,} × {self.n_vars or 0:,})"
-        return f"{self.uri}{shape}: {verdict}"
+        told = f"{shape}: {self._verdict}"
+        return f"{shortened(self.uri, WIDTH - len(told))}{told}"
 
     def __str__(self) -> str:
         lines = [self._title()]
         for number, finding in enumerate(self.findings, 1):
-            lines += ["", *_wrapped(f"{number}. {finding.element}: {finding.problem}", 3)]
-            lines += _wrapped(f"   Cost: {finding.cost}", 9) + _wrapped(f"   Do: {finding.remedy}", 7)
+            lines += ["", *wrapped(f"{number}. {finding.element}: {finding.problem}", 3)]
+            lines += wrapped(f"   Cost: {finding.cost}", 9) + wrapped(f"   Do: {finding.remedy}", 7)
         if self.predictions:
             lines += ["", *self._table()]
         if self.options is not None:
             head = "Then:" if self.unpacked else "Remedy:"
             lines += ["", head, *_command(self.arguments)]
         for assumption in self.assumptions:
-            lines += _wrapped(f"  ({assumption})", 3)
+            lines += wrapped(f"  ({assumption})", 3)
         return "\n".join(lines)
 
     def _table(self) -> list[str]:
@@ -171,35 +177,57 @@ class Diagnosis:
         modality = ""
         for p in self.predictions:
             if p.modality != modality:
-                lines.append(f"{p.modality}:")
+                lines.append(f"{shortened(p.modality, NAME_WIDTH)}:")
             modality = p.modality
             name = f"  {p.query}" if modality else p.query
             lines.append(f"{name:<{NAME_WIDTH}}{_shown(p.now)}{_shown(p.after) if both else ''}".rstrip())
         return lines
 
     def _repr_html_(self) -> str:
-        found = "".join(
-            f"<li><code>{escape(f.element)}</code>: {escape(f.problem)}"
-            f"<div style='opacity:.75'>{escape(f.cost)}</div><div>→ {escape(f.remedy)}</div></li>"
-            for f in self.findings
-        )
+        return box(str(self), self._heading(), body(*self._parts()))
+
+    def _heading(self) -> Markup:
+        shape = "" if self.n_obs is None else f"{self.n_obs:,} cells × {self.n_vars or 0:,} genes"
+        return heading("Diagnosis", shape, self.uri, end=self._verdict)
+
+    def _parts(self) -> list[Markup]:
+        found = [
+            section(
+                f"{number}. {f.element}",
+                "",
+                facts(("problem", f.problem), ("cost", f.cost), ("remedy", f.remedy)),
+                is_open=len(self.findings) <= MOST_OPEN,
+                names=[f.problem],
+            )
+            for number, f in enumerate(self.findings, 1)
+        ]
+        if self.predictions:
+            name = "typical queries" if self.options is None else "typical queries, now and converted"
+            found.append(section(name, "predicted, from cold", self._table_html(), is_open=True))
+        if self.options is not None:
+            command = tag("div", self.command, cls="command")
+            found.append(section("then" if self.unpacked else "remedy", "", command, is_open=True))
+        if self.assumptions:
+            told = joined(tag("div", text, cls="muted") for text in self.assumptions)
+            found.append(section("assumptions", "", told, is_open=False, names=self.assumptions))
+        return found
+
+    def _table_html(self) -> Markup:
         both = any(p.after for p in self.predictions)
-        rows = "".join(
-            f"<tr><td>{escape(f'{p.modality}: ' if p.modality else '')}{escape(p.query)}</td>{_cells(p.now)}"
-            f"{_cells(p.after) if both else ''}</tr>"
-            for p in self.predictions
-        )
-        heads = "<th>requests</th><th>bytes</th><th>time</th>"
-        table = (
-            f"<table><thead><tr><th></th><th colspan=3>now</th>{'<th colspan=3>after</th>' if both else ''}</tr>"
-            f"<tr><th></th>{heads}{heads if both else ''}</tr></thead><tbody>{rows}</tbody></table>"
-        )
-        notes = "".join(f"<div style='opacity:.65'>{escape(a)}</div>" for a in self.assumptions)
-        return (
-            "<div style='font-family:system-ui,sans-serif;line-height:1.5'>"
-            f"<b>{escape(self._title())}</b><ol>{found}</ol>{table if rows else ''}"
-            f"{f'<pre>{escape(self.command)}</pre>' if self.options is not None else ''}{notes}</div>"
-        )
+        most = max((c.seconds for p in self.predictions for c in (p.now, p.after) if c), default=0) or 1
+        rows = []
+        for p in self.predictions:
+            query = f"{p.modality}: {p.query}" if p.modality else p.query
+            told = [*_cells(p.now), *(_cells(p.after) if both else ())]
+            bars = [
+                bar(c.seconds / most, cls) if c else ""
+                for c, cls in ((p.now, "warm" if both else ""), (p.after, "good"))
+            ]
+            rows.append((query, *told, joined(bars[: 1 + both])))
+        heads = "requests", "bytes", "time"
+        named = ["", *(f"{head} now" if both else head for head in heads), *(f"{h} after" for h in heads if both), ""]
+        widths = (25, 12, 12, 9, 12, 12, 10, 8) if both else (40, 15, 15, 15, 15)
+        return table(named, widths, rows, range(1, len(widths) - 1))
 
 
 @dataclass(frozen=True)
@@ -228,12 +256,8 @@ class Repair:
         command = shlex.join(self.before.arguments_for(self.report.destination))
         return f"{self.before}\n\n$ {command}\n{self.report}\n\n{self.after}"
 
-
-def _wrapped(text: str, indent: int) -> list[str]:
-    kept = text[: len(text) - len(text.lstrip())]
-    return textwrap.wrap(
-        text.lstrip(), WIDTH, initial_indent=kept, subsequent_indent=" " * indent, break_on_hyphens=False
-    )
+    def _repr_html_(self) -> str:
+        return "".join(shown._repr_html_() for shown in (self.before, self.report, self.after))
 
 
 def _command(words: Iterable[str]) -> list[str]:
@@ -247,21 +271,13 @@ def _command(words: Iterable[str]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def human_seconds(seconds: float) -> str:
-    """Return a time in a unit that fits: ``0.2 s``, ``3 min``."""
-    if seconds < 99.5:
-        return f"{seconds:.2f} s" if seconds < 0.995 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5_970 else f"{seconds / 3_600:.1f} h"
-
-
 def _shown(cost: Cost | None) -> str:
     if cost is None:
         return f"{'-':>9}{'-':>9}{'-':>8}"
     return f"{cost.n_requests:>9,}{human_bytes(cost.n_bytes):>9}{human_seconds(cost.seconds):>8}"
 
 
-def _cells(cost: Cost | None) -> str:
+def _cells(cost: Cost | None) -> tuple[str, str, str]:
     if cost is None:
-        return "<td></td>" * 3
-    shown = f"{cost.n_requests:,}", human_bytes(cost.n_bytes), human_seconds(cost.seconds)
-    return "".join(f"<td style='text-align:right'>{escape(s)}</td>" for s in shown)
+        return "", "", ""
+    return f"{cost.n_requests:,}", human_bytes(cost.n_bytes), human_seconds(cost.seconds)

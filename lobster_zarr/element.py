@@ -10,7 +10,7 @@ import asyncio
 import copy
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import anndata as ad
 import numpy as np
@@ -84,6 +84,9 @@ class StoreReader:
     identity
         Of the store that this is a part of; None for a store of its own.
     """
+
+    is_open: ClassVar = True
+    """Whether what is asked of it needs no request to open the store first."""
 
     def __init__(self, fetcher: Fetcher, tree: Tree, uri: str = "", identity: Identity | None = None) -> None:
         self.fetcher, self.tree, self.uri = fetcher, tree, display_uri(uri)

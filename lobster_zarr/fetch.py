@@ -165,6 +165,9 @@ class Fetcher:
         self._take_note(node)
         await self.learn(node, chunk_ids)
         plan = plan_chunks(node, chunk_ids, self._known(node), self.network)
+        begun_bytes = sum(request.n_bytes or 0 for request in self.sent(plan))
+        for stats in counting(self.stats):
+            stats.begun_bytes += begun_bytes
         for chunk_id in plan.absent:
             deliver(int(chunk_id), fill(node, int(chunk_id), strict=self.strict))
         return plan.requests

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, override
 
 import numpy as np
 
-from lobster_zarr.errors import UnsupportedError
+from lobster_zarr.errors import FormatError, UnsupportedError
 from lobster_zarr.grid import Grid, cdiv
 from lobster_zarr.h5filter import NAMES, Filter, unfiltered
 from lobster_zarr.h5format import REFERENCE, ChunkIndex
@@ -139,12 +139,12 @@ class FileArray(ArrayNode):
 
         Raises
         ------
-        UnsupportedError
+        FormatError
             There are too many.
         """
         if self.grid.n_chunks > MAX_CHUNKS:
             msg = f"{self.path!r} says that it has {self.grid.n_chunks:,} chunks; expected at most {MAX_CHUNKS:,}."
-            raise UnsupportedError(msg)
+            raise FormatError(msg)
         index = ChunkIndex.empty(self.grid)
         if self.stored.chunk is None and self.stored.offset is not None and self.stored.literal is None:
             chunk_bytes, end = self._chunk_bytes, math.prod(self.size) * self.stored.dtype.itemsize
@@ -196,13 +196,13 @@ class FileArray(ArrayNode):
         return values if self.stored.kind == "text" else values.astype(self.dtype, copy=False)
 
     def _unpadded(self, values: np.ndarray) -> np.ndarray:
-        if self.stored.padding == "null":  # which numpy takes off
-            return values
-        return (
-            np.strings.rstrip(values, b" ")
-            if self.stored.padding == "space"
-            else np.strings.partition(values, b"\0")[0]
-        )
+        match self.stored.padding:
+            case "space":
+                return np.strings.rstrip(values, b" ")
+            case "end":
+                cut = [text.partition(b"\0")[0] for text in values.ravel().tolist()]
+                return np.asarray(cut, values.dtype).reshape(values.shape)
+        return values  # numpy takes NULs off
 
     @override
     def decode_into(self, encoded: memoryview, chunk_id: int, out: np.ndarray) -> None:

@@ -17,10 +17,14 @@ from lobster_zarr.h5legacy import is_legacy
 from lobster_zarr.h5store import FileStore, is_file
 from lobster_zarr.h5tree import Survey
 from lobster_zarr.h5whole import stored_parts
+from lobster_zarr.markup import body as body_of
+from lobster_zarr.markup import box, facts, figures, heading, mono
 from lobster_zarr.plan import ArrayRead
-from lobster_zarr.report import human_bytes
+from lobster_zarr.report import Progress, human_bytes
 from lobster_zarr.sidecar import SUFFIX, document
 from lobster_zarr.store import display_uri, run
+from lobster_zarr.traffic import Stats, observed
+from lobster_zarr.typeset import printable
 from lobster_zarr.wholefile import make_folder, whole_file
 
 if TYPE_CHECKING:
@@ -62,14 +66,25 @@ class IndexReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        return (
-            f"Kept {self.index}: {human_bytes(self.n_bytes)} for {self.n_chunks:,} chunks of {self.n_arrays:,} "
-            f"datasets. {self.uri} opens in one request now."
+        size = f"{human_bytes(self.n_bytes)} for {self.n_chunks:,} chunks of {self.n_arrays:,} datasets"
+        return f"Kept {printable(self.index)}\n  {size}; the file opens in one request now"
+
+    def _repr_html_(self) -> str:
+        told = figures(
+            (human_bytes(self.n_bytes), "index"),
+            (f"{self.n_chunks:,}", "chunks"),
+            (f"{self.n_arrays:,}", "datasets"),
         )
+        head = heading("Indexed", "opens in one request now", self.uri)
+        return box(str(self), head, told, body_of(facts(("kept at", mono(self.index)))))
 
 
 def index(
-    uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None, *, local: bool = False
+    uri: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    local: bool = False,
+    progress: bool = True,
 ) -> IndexReport:
     """Keep where the chunks of an .h5ad or .h5mu lie, so that it opens in one request.
 
@@ -82,6 +97,8 @@ def index(
     local
         Write to this user's cache instead of beside the file: then only this user profits,
         and opening needs no request at all.
+    progress
+        Show what arrives when on a terminal, if it takes a second.
 
     Returns
     -------
@@ -102,7 +119,9 @@ def index(
         raise InvalidArgumentError(msg)
     store = FileStore(uri, storage_options)
     writer = None if local else FileStore(uri, storage_options, read_only=False)
-    tree, body = run(_index(store))
+    stats = Stats()
+    with Progress(enabled=progress).watching("indexing", stats):
+        tree, body = run(_index(store, stats))
     if writer is None:
         path = make_folder(store.cache_path)
         with whole_file(path) as part:
@@ -116,7 +135,12 @@ def index(
     return IndexReport(str(store), where, len(arrays), n_chunks, len(body))
 
 
-async def _index(store: FileStore) -> tuple[Tree, bytes]:
+async def _index(store: FileStore, stats: Stats) -> tuple[Tree, bytes]:
+    with observed(stats):
+        return await _learnt(store)
+
+
+async def _learnt(store: FileStore) -> tuple[Tree, bytes]:
     tree, image, base = await read_metadata(store)
     if is_legacy(tree):
         msg = f"{store} was written before anndata 0.7 and is read whole; convert it, or re-save it with a current one."

@@ -85,6 +85,8 @@ def read_slices(datasets: tuple[FileDataset, ...], rows: slice) -> list[np.ndarr
 
 
 async def _read(nodes: list[tuple[FileFetcher, ArrayNode]], rows: Runs) -> list[np.ndarray]:
+    # All will be read, slice by slice: where it lies is asked for once, not for each slice.
+    await together(*(fetcher.learn(node, np.arange(node.grid.n_chunks)) for fetcher, node in nodes))
     return await together(*(read_array(fetcher, node, rows) for fetcher, node in nodes))
 
 

@@ -69,7 +69,7 @@ def native(value: Any) -> Any:
         return (
             value.assign(**{c: v.astype(v.dtype.newbyteorder("=")) for c, v in swapped.items()}) if swapped else value
         )
-    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+    if isinstance(value, np.ndarray) and not value.dtype.isnative and value.dtype.names is None:
         return value.astype(value.dtype.newbyteorder("="))
     if sparse.issparse(value) and not value.dtype.isnative:
         return value.astype(value.dtype.newbyteorder("="))

@@ -67,7 +67,9 @@ class Identity:
         """
         store = self.fetcher.store
         is_file = isinstance(store, FileStore)
-        if not (is_file or is_ours(self.tree)) or (not now and time.monotonic() - self.seen < FRESH_SECONDS):
+        is_free = isinstance(store, FileStore) and not store.is_remote
+        is_recent = not (now or is_free) and time.monotonic() - self.seen < FRESH_SECONDS
+        if is_recent or not (is_file or is_ours(self.tree)):
             return
         self.seen = time.monotonic()
         try:

@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
     Torch tensors throughout where they were asked for.
 
-    Parameters
+    Attributes
     ----------
     X : csr_matrix, or ndarray where it is stored dense or was asked for so, shape (n, n_vars)
         Values.

@@ -133,7 +133,7 @@ def select(dataset: Dataset, options: Mapping[str, Any]) -> ad.AnnData:
     features = options.get("features") or None
     elements = {name: options[name] for name in ("layers", "obsm", "obsp") if options.get(name) is not None}
     chosen = dataset.query(rows, features if isinstance(features, str | None) else list(features), **elements)
-    adata: ad.AnnData = unpack(chosen.to_memory())
+    adata: ad.AnnData = unpack(chosen.to_memory(progress=False))
     for note in chosen.notes:
         logger.warning("%s: %s", dataset.uri, note)
     return adata

@@ -191,7 +191,7 @@ class ZarrModalityBackend(WorkspaceModalityBackend):  # type: ignore[misc]  # as
         dataset, window = self._open(name), slice(offset, None if limit is None else offset + limit)
         wanted = list(columns) if columns else None
         rows = dict(filters) if filters else slice(*window.indices(dataset.n_obs))
-        frame = dataset.query(rows, obs_columns=wanted).to_pandas()
+        frame = dataset.query(rows, obs_columns=wanted).to_pandas(progress=False)
         return frame.iloc[window] if filters else frame
 
     @override

@@ -21,7 +21,7 @@ from lobster_zarr.muquery import MultimodalSelection
 from lobster_zarr.mureading import Join, JointReading, Question
 from lobster_zarr.openstore import OpenStore
 from lobster_zarr.reopen import open_reader
-from lobster_zarr.report import parse_size
+from lobster_zarr.report import Progress, parse_size
 from lobster_zarr.sql import execute
 from lobster_zarr.store import open_store
 from lobster_zarr.summary import summarize_modalities
@@ -119,7 +119,7 @@ class MultimodalDataset(OpenStore):
     def info(self) -> MultimodalInfo:
         """Describe the store from its metadata: no request."""
         parts = {name: part.info() for name, part in self.modalities.items()}
-        return summarize_modalities(self.uri, self.tree, self.shape, self.attributes, parts)
+        return summarize_modalities(self.uri, self.tree, self.shape, self.attributes, parts, self._file_bytes)
 
     def query(
         self,
@@ -195,7 +195,7 @@ class MultimodalDataset(OpenStore):
             self._check_modality(name)
         return tuple(name for name in self.reader.modalities if name in modalities)
 
-    def sql(self, query: str, **tables: Any) -> pl.DataFrame:
+    def sql(self, query: str, *, progress: bool = True, **tables: Any) -> pl.DataFrame:
         """Run SQL over ``obs``, ``var`` and the tables of the modalities; only what it needs is read.
 
         Parameters
@@ -204,6 +204,8 @@ class MultimodalDataset(OpenStore):
             As of :meth:`Dataset.sql`. ``obs`` and ``var`` are the global tables, with the columns of
             the modalities as ``rna.cell_type``: ``SELECT rna.cell_type, count(*) AS n FROM obs WHERE
             prot.n_counts > 500 GROUP BY rna.cell_type``. ``rna`` is the obs of a modality, ``rna_var`` its var.
+        progress
+            Show what arrives when on a terminal, or in a notebook with ipywidgets, if it takes a second.
         **tables
             Polars or pandas frames, to be joined by name.
 
@@ -221,15 +223,16 @@ class MultimodalDataset(OpenStore):
         named: dict[str, TableReader] = {"obs": data.joined("obs"), "var": data.joined("var")}
         for name, part in data.modalities.items():  # a modality may be called "obs"
             named = {name: part.obs, f"{name}_var": part.var} | named
-        return execute(data.root, named, query, tables, tuple(data.modalities))
+        with Progress(enabled=progress).watching("reading", self.stats):
+            return execute(data.root, named, query, tables, tuple(data.modalities))
 
     def to_lazy(self, *, order: Order = "source", **options: Any) -> LazyMuData:
         """Return everything as a lazy MuData: see :meth:`MultimodalSelection.to_lazy`, whose options it takes."""
         return self.query(order=order).to_lazy(**options)
 
-    def to_memory(self) -> mudata.MuData:
-        """Read everything, in source order."""
-        return self.query().to_memory()
+    def to_memory(self, *, progress: bool = True) -> mudata.MuData:
+        """Read everything, in source order; `progress` is as of a selection's."""
+        return self.query().to_memory(progress=progress)
 
 
 def open(

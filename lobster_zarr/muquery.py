@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lobster_zarr import selected
 from lobster_zarr._clause import short
 from lobster_zarr.blocks import BLOCK_BYTES
 from lobster_zarr.client import client_for
 from lobster_zarr.errors import NotFoundError, did_you_mean
 from lobster_zarr.query import Selection
-from lobster_zarr.report import parse_size
+from lobster_zarr.report import Progress, parse_size
 from lobster_zarr.table import named_rows
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ class MultimodalSelection:
         shown = f"obs={short(repr(asked.obs))}, var={short(repr(var))}, modalities={chosen}"
         return f"MultimodalSelection({shown}) of {self.uri}"
 
+    def _repr_html_(self) -> str:
+        return selected.show_modalities(repr(self), self._reading)
+
     def __getitem__(self, modality: str) -> Selection:
         """Return the selection of one modality: its cells, in the order of the whole.
 
@@ -91,12 +95,14 @@ class MultimodalSelection:
         """Plan the query without running it: one plan for all modalities. As :meth:`Selection.explain`."""
         return self._reading.run(self._reading.explain())
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(self, *, progress: bool = True) -> pd.DataFrame:
         """Read the obs rows alone: global columns, and those of the modalities as ``<modality>:<column>``.
 
         What :meth:`mudata.MuData.pull_obs` makes: a value is missing where the modality lacks the cell.
+        `progress` is as of :meth:`to_memory`.
         """
-        return self._reading.run(self._reading.table())
+        with Progress(enabled=progress).watching("reading obs", self.stats):
+            return self._reading.run(self._reading.table())
 
     def to_table(self) -> pd.DataFrame:
         """Read the obs rows with the names as the first column: ``index``, or as the index is named."""
@@ -107,7 +113,7 @@ class MultimodalSelection:
         self.to_table().to_parquet(path, index=False)
         return Path(path)
 
-    def to_memory(self, *, client: Client | None = None) -> mudata.MuData:
+    def to_memory(self, *, client: Client | None = None, progress: bool = True) -> mudata.MuData:
         """Read the selection: what slicing the source in memory, and copying it, gives.
 
         Parameters
@@ -115,6 +121,8 @@ class MultimodalSelection:
         client
             Of a dask.distributed cluster, whose workers read the matrices of the modalities;
             None to read them here.
+        progress
+            Show what arrives when on a terminal, or in a notebook with ipywidgets, if it takes a second.
 
         Raises
         ------
@@ -125,7 +133,8 @@ class MultimodalSelection:
         """
         asked = self._reading
         if (cluster := client_for(client or False, asked.data.root.fetcher.store)) is None:
-            return asked.run(asked.read())
+            with Progress(enabled=progress).watching("reading", self.stats):
+                return asked.run(asked.read())
         import mudata
 
         from lobster_zarr.lazy import read_on

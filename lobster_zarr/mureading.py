@@ -111,6 +111,7 @@ class JointReading:
         resolvers = {name: part.resolver for name, part in self.parts.items()} | others
         self.resolver = self.root.resolver = JointResolver(data, asked.order, self.obs, resolvers)
         self._axes: tuple[Places, Places] | None = None
+        self.counted: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return JointReading, (self.data, self.asked)  # resolved anew: what was learnt may be as long as the tables
@@ -152,8 +153,15 @@ class JointReading:
         """Count the rows."""
         rows = await self.resolver.axis(self.obs, self.asked.obs, ordered=False)
         if self._filter is None:
-            return rows.count(self.obs.n_rows)
-        return len((await self._keep(rows.stored(self.obs.n_rows)))[0])
+            self.counted = rows.count(self.obs.n_rows)
+        else:
+            self.counted = len((await self._keep(rows.stored(self.obs.n_rows)))[0])
+        return self.counted
+
+    @property
+    def n_obs_known(self) -> int | None:
+        """The number of rows, where it was learnt already."""
+        return self.counted if self._axes is None else self._axes[0].n_rows
 
     async def table(self) -> pd.DataFrame:
         """Read the rows of obs alone, with the columns of the modalities."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lobster_zarr.errors import FormatError, UnsupportedError
+from lobster_zarr.h5store import FileStore
 from lobster_zarr.layout import FORMAT_VERSION
 from lobster_zarr.noted import ATTRIBUTE
 
@@ -32,6 +33,12 @@ class OpenStore:
     def info(self) -> StoreInfo | MultimodalInfo:
         """Describe the store from its metadata: no request."""
         raise NotImplementedError
+
+    @property
+    def _file_bytes(self) -> int | None:
+        """The size of a raw file; None of a store, and of a part of a file."""
+        store = self._root.fetcher.store
+        return store.n_bytes if isinstance(store, FileStore) and not self.tree.root else None
 
     def _check_note(self) -> None:
         """Refuse what a later version wrote, and a damaged note.

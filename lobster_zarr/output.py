@@ -6,6 +6,7 @@ Must not know the command line.
 from __future__ import annotations
 
 import uuid
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from lobster_zarr.errors import ConflictError, InvalidArgumentError, NotFoundError
@@ -14,10 +15,14 @@ from lobster_zarr.wholefile import whole_file
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import polars as pl
+
     from lobster_zarr.muquery import MultimodalSelection
     from lobster_zarr.query import Selection
 
 TABLES = (".parquet", ".csv")
+MOST_CHARACTERS = 60
+"""Of a longer text in a table the rest is left out."""
 OUTPUTS = (".h5ad", ".h5mu", ".zarr", *TABLES)
 
 
@@ -70,3 +75,31 @@ def save(selection: Selection | MultimodalSelection, out: Path, client: Any, *, 
         with whole_file(out) as part:
             found.write_h5ad(part, convert_strings_to_categoricals=False)
     return int(found.n_obs)
+
+
+def drawn(table: pl.DataFrame, width: int) -> tuple[str, int]:
+    """Draw a table with as many of its columns, from the first, as fit.
+
+    Returns
+    -------
+    str, int
+        The table, and how many columns are left out.
+    """
+    import polars as pl
+
+    texts = table.select(pl.all().cast(pl.String, strict=False).str.len_chars().max().fill_null(0))
+    needed = [
+        max(min(n or 0, MOST_CHARACTERS), len(name), len(str(table[name].dtype))) + 3
+        for name, n in zip(table.columns, texts.row(0) if table.width else (), strict=True)
+    ]
+    n_columns = sum(total < width for total in accumulate(needed))
+    shown = table.select(table.columns[: max(n_columns, 1)])
+    with pl.Config(
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=max(width, sum(needed[:1]) + 1),
+        fmt_str_lengths=MOST_CHARACTERS,
+        tbl_hide_dataframe_shape=True,
+        tbl_cell_numeric_alignment="RIGHT",
+    ):
+        return str(shown), table.width - shown.width

@@ -6,20 +6,15 @@ The synchronous face of :mod:`lobster_zarr.reading`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from lobster_zarr import aggregate, xarrays
+from lobster_zarr import aggregate, piecewise, selected, xarrays
 from lobster_zarr._clause import short
-from lobster_zarr.assemble import release
-from lobster_zarr.blocks import BLOCK_BYTES, Block
+from lobster_zarr.blocks import BLOCK_BYTES
 from lobster_zarr.client import client_for
 from lobster_zarr.loader import Loader, Options, check_rowwise
-from lobster_zarr.report import parse_size, positive
-from lobster_zarr.scratch import ahead
+from lobster_zarr.report import Progress, parse_size, positive
 from lobster_zarr.table import named_rows
 
 if TYPE_CHECKING:
@@ -31,6 +26,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from distributed import Client
 
+    from lobster_zarr.blocks import Block
     from lobster_zarr.explain import QueryPlan
     from lobster_zarr.moments import Func
     from lobster_zarr.reading import Reading
@@ -66,6 +62,9 @@ class Selection:
         shown = f"obs={short(repr(asked.obs))}, var={short(repr(asked.var))}, order={asked.order!r}"
         return f"Selection({shown}) of {self.uri}"
 
+    def _repr_html_(self) -> str:
+        return selected.show(repr(self), self._reading)
+
     def count(self) -> int:
         """Count the cells. Reads the columns and genes that the predicate names, nothing else."""
         return self._reading.run(self._reading.count())
@@ -84,9 +83,10 @@ class Selection:
         """
         return self._reading.run(self._reading.explain())
 
-    def to_pandas(self) -> pd.DataFrame:
-        """Read the obs rows alone. Categories stay as they are stored."""
-        return self._reading.run(self._reading.table())
+    def to_pandas(self, *, progress: bool = True) -> pd.DataFrame:
+        """Read the obs rows alone. Categories stay as they are stored; `progress` is as of :meth:`to_memory`."""
+        with Progress(enabled=progress).watching("reading obs", self.stats):
+            return self._reading.run(self._reading.table())
 
     def to_table(self) -> pd.DataFrame:
         """Read the obs rows with the names as the first column: ``index``, or as the index is named."""
@@ -97,7 +97,7 @@ class Selection:
         self.to_table().to_parquet(path, index=False)
         return Path(path)
 
-    def to_memory(self, *, client: Client | None = None) -> ad.AnnData:
+    def to_memory(self, *, client: Client | None = None, progress: bool = True) -> ad.AnnData:
         """Read the selection: what slicing the source in memory gives.
 
         Parameters
@@ -106,6 +106,8 @@ class Selection:
             Of a dask.distributed cluster, whose workers read the matrices and send them
             here; None to read them here, also where a client is active: what is read
             comes here in any case.
+        progress
+            Show what arrives when on a terminal, or in a notebook with ipywidgets, if it takes a second.
 
         Returns
         -------
@@ -122,7 +124,8 @@ class Selection:
         """
         asked = self._reading
         if (cluster := client_for(client or False, asked.reader.fetcher.store)) is None:
-            return asked.run(asked.read())
+            with Progress(enabled=progress).watching("reading", self.stats):
+                return asked.run(asked.read())
         from lobster_zarr.lazy import read_on
 
         asked.run(asked.check_budget())
@@ -171,16 +174,7 @@ class Selection:
         AnnData
             What :meth:`to_memory` of these rows gives.
         """
-        return self._batches(positive(n_rows, "n_rows"), parse_size(block_bytes, "block_bytes"))
-
-    def _batches(self, n_rows: int, block_bytes: int) -> Iterator[ad.AnnData]:
-        for block in ahead(map(self._read_rows, *_pairs(self._bounds(block_bytes, None, n_rows)))):
-            if 0 < block.n_obs <= n_rows:
-                yield block
-                continue
-            for at in range(0, block.n_obs, n_rows):
-                yield block[at : at + n_rows].copy()
-            release(block)
+        return piecewise.batches(self._reading, positive(n_rows, "n_rows"), parse_size(block_bytes, "block_bytes"))
 
     def blocks(self, path: str = "X", *, block_bytes: int | str = BLOCK_BYTES) -> Iterator[Block]:
         """Read one matrix of the selection in order, block by block; the next is read while one is used.
@@ -198,11 +192,7 @@ class Selection:
             Positions of the rows in the selection, and their values.
         """
         check_rowwise(self._reading, path)
-        alone = Selection(self._reading.only(path))
-        return alone._blocks(path, parse_size(block_bytes, "block_bytes"))
-
-    def _blocks(self, path: str, block_bytes: int) -> Iterator[Block]:
-        yield from ahead(map(partial(self._read_block, path), *_pairs(self._bounds(block_bytes, path, 1))))
+        return piecewise.blocks(self._reading.only(path), path, parse_size(block_bytes, "block_bytes"))
 
     def aggregate(
         self,
@@ -213,6 +203,7 @@ class Selection:
         client: Client | Literal[False] | None = None,
         block_bytes: int | str = aggregate.BLOCK_BYTES,
         memory_limit: int | str = "2GB",
+        progress: bool = True,
     ) -> ad.AnnData:
         """Aggregate each gene over groups of cells (pseudobulk): no more than a few blocks are ever in memory.
 
@@ -233,6 +224,8 @@ class Selection:
             Decoded bytes of a block. Three are in memory, on dask one a thread.
         memory_limit
             Refuse, before anything of the matrix is read, a result that needs more.
+        progress
+            As of :meth:`to_memory`.
 
         Returns
         -------
@@ -252,9 +245,9 @@ class Selection:
         BudgetError
             Groups × genes exceed `memory_limit`.
         """
-        return aggregate.aggregate(
-            self._reading, aggregate.Question.of(by, func, path), client, block_bytes, memory_limit
-        )
+        question = aggregate.Question.of(by, func, path)
+        with Progress(enabled=progress).watching("aggregating", self.stats):
+            return aggregate.aggregate(self._reading, question, client, block_bytes, memory_limit)
 
     def to_xarray(
         self,
@@ -372,24 +365,3 @@ class Selection:
             world_size=world_size,
         )
         return Loader(self._reading, options)
-
-    def _bounds(self, block_bytes: int, path: str | None, multiple: int) -> np.ndarray:
-        return self._reading.run(self._reading.bounds(block_bytes, path, multiple))
-
-    def _part(self, start: int, stop: int) -> Reading:
-        asked = self._reading
-        rows, columns = asked.run(asked.settled_axes())
-        return asked.part(rows.pick(slice(start, stop), asked.reader.obs.n_rows), columns)
-
-    def _read_rows(self, start: int, stop: int) -> ad.AnnData:
-        part = self._part(start, stop)
-        return part.run(part.read())
-
-    def _read_block(self, path: str, start: int, stop: int) -> Block:
-        part = self._part(start, stop)
-        matrix = part.run(part.matrix(path))
-        return Block(np.arange(start, stop), matrix.tocsr() if hasattr(matrix, "tocsr") else matrix)
-
-
-def _pairs(bounds: np.ndarray) -> tuple[list[int], list[int]]:
-    return bounds[:-1].tolist(), bounds[1:].tolist()

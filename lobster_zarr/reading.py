@@ -75,6 +75,7 @@ class Reading:
     resolved: tuple[Axis, Axis] | None = None
     is_part: bool = False
     resolver: Resolver = field(init=False)
+    counted: int | None = field(default=None, init=False)
     _ways: dict[str, list[Layout]] = field(default_factory=dict)
     _shared: dict[str, Any] | None = None
     """What is read once for all parts of a selection; None where this is not one."""
@@ -122,7 +123,13 @@ class Reading:
     async def count(self) -> int:
         """Count the rows."""
         axis = await self._rows(ordered=False)
-        return axis.count(self.reader.obs.n_rows)
+        self.counted = axis.count(self.reader.obs.n_rows)
+        return self.counted
+
+    @property
+    def n_obs_known(self) -> int | None:
+        """The number of rows, where it was learnt already."""
+        return self.counted if self.resolved is None else self.resolved[0].count(self.reader.obs.n_rows)
 
     async def _rows(self, *, ordered: bool) -> Axis:
         if self.resolved is not None:

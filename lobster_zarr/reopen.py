@@ -12,7 +12,7 @@ import copyreg
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, override
+from typing import TYPE_CHECKING, Any, ClassVar, override
 
 from zarr.abc.store import Store
 
@@ -85,6 +85,8 @@ _reopening = threading.Lock()
 
 class _Sent(StoreReader):
     """A reader that came in a pickle: it becomes a StoreReader when it is first used, not on the event loop."""
+
+    is_open: ClassVar = False
 
     def __init__(self, *sent: Any) -> None:
         self._sent, self.uri = sent, f"{sent[1]}/{sent[4]}".rstrip("/")

@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import resource
 import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lobster_zarr.errors import InvalidArgumentError
+from lobster_zarr.markup import bar, body, box, columns, facts, figures, heading, name, section, table
+from lobster_zarr.typeset import WIDTH, human_seconds, printable, shortened, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import rich.progress
+
+    from lobster_zarr.traffic import Stats
+
     Advance = Callable[[int], None]
+
+NAME_WIDTH = 26
+PATIENCE_SECONDS = 1.0
+"""What is read sooner shows no bar."""
 
 
 def human_bytes(n_bytes: float) -> str:
@@ -129,12 +141,14 @@ class ConversionReport:
         return {**asdict(self), "ratio": self.ratio}
 
     def __str__(self) -> str:
+        made = f"  {self.n_obs:,} cells × {self.n_vars:,} genes, codec {self.codec}"
+        made += f", sorted by {', '.join(self.sort_by)}" if self.sort_by else ""
+        made += f", gene-major {', '.join(self.gene_major)}" if self.gene_major else ""
+        shapes = self.modalities.items()
         lines = [
-            f"{self.source} → {self.destination}",
-            f"  {self.n_obs:,} cells × {self.n_vars:,} genes, codec {self.codec}"
-            + (f", sorted by {', '.join(self.sort_by)}" if self.sort_by else "")
-            + (f", gene-major {', '.join(self.gene_major)}" if self.gene_major else ""),
-            *(f"  {name}: {n_obs:,} × {n_vars:,}" for name, (n_obs, n_vars) in self.modalities.items()),
+            *_from_to(self.source, self.destination),
+            *wrapped(made, 4),
+            *(f"  {shortened(name, 40)}: {n_obs:,} × {n_vars:,}" for name, (n_obs, n_vars) in shapes),
             f"  {human_bytes(self.stored_bytes)} in {self.n_objects:,} objects"
             + (f", {self.ratio:.2f}× of {human_bytes(self.source_bytes or 0)}" if self.ratio else ""),
             f"  {self.seconds:.1f} s, peak memory {human_bytes(self.peak_memory_bytes)}",
@@ -142,6 +156,29 @@ class ConversionReport:
         if self.replaced:
             lines.append(f"  replaced {self.replaced} at the destination")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        ratio = f"{self.ratio:.2f}× of {human_bytes(self.source_bytes or 0)}" if self.ratio else "stored"
+        told = figures(
+            (human_bytes(self.stored_bytes), ratio),
+            (f"{self.n_objects:,}", "objects"),
+            (human_seconds(self.seconds), "wall time"),
+            (human_bytes(self.peak_memory_bytes), "peak memory"),
+        )
+        most = max(self.arrays.values(), default=0) or 1
+        ranked = sorted(self.arrays.items(), key=lambda pair: -pair[1])
+        rows = [(name(path), human_bytes(n), bar(n / most)) for path, n in ranked]
+        parts = [facts(("source", self.source), *((("replaced", self.replaced),) if self.replaced else ()))]
+        if self.modalities:
+            shapes = [(modality, f"{n_obs:,} × {n_vars:,}") for modality, (n_obs, n_vars) in self.modalities.items()]
+            parts.append(section("modalities", f"{len(shapes)}", facts(*shapes), is_open=True))
+        if rows:
+            made = table(("array", "size", ""), (45, 12, 43), rows, {1})
+            parts.append(section("arrays", f"{len(rows):,}", made, is_open=False, names=[path for path, _ in ranked]))
+        chips = [f"codec {self.codec}"] + [f"sorted by {', '.join(self.sort_by)}"] * bool(self.sort_by)
+        chips += [f"gene-major {', '.join(self.gene_major)}"] * bool(self.gene_major)
+        title = f"{self.n_obs:,} cells × {self.n_vars:,} genes"
+        return box(str(self), heading("Converted", title, self.destination, *chips), told, body(*parts))
 
 
 @dataclass(frozen=True)
@@ -167,17 +204,34 @@ class VerificationReport:
     seconds: float
 
     def __str__(self) -> str:
-        against = f", {len(self.compared)} elements equal to the source" if self.compared else ""
-        return (
-            f"{self.uri} is sound: {self.n_arrays} arrays, {self.n_bytes:,} bytes read{against} ({self.seconds:.1f} s)"
+        read = f"  {self.n_arrays:,} arrays, {human_bytes(self.n_bytes)} read"
+        against = f", {len(self.compared):,} elements equal to the source" if self.compared else ""
+        return f"{shortened(self.uri, WIDTH - 9)} is sound\n{read}{against}, {human_seconds(self.seconds)}"
+
+    def _repr_html_(self) -> str:
+        told = figures(
+            (f"{self.n_arrays:,}", "arrays read"),
+            (human_bytes(self.n_bytes), "read and checked"),
+            (f"{len(self.compared):,}" if self.compared else "none", "elements equal to the source"),
+            (human_seconds(self.seconds), "wall time"),
         )
+        names = columns([(path, "", "") for path in self.compared])
+        parts = [section("compared", f"{len(self.compared):,}", names, is_open=False, names=self.compared)]
+        return box(str(self), heading("Verified", "sound", self.uri), told, *([body(*parts)] if self.compared else []))
+
+
+def _from_to(source: str, destination: str) -> list[str]:
+    told = printable(f"{source} → {destination}")
+    if len(told) <= WIDTH:
+        return [told]
+    return [shortened(source, WIDTH), f"  → {shortened(destination, WIDTH - 4)}"]
 
 
 class Progress:
-    """One bar a phase, with rate and time left; silent when not on a terminal."""
+    """One bar a phase, with rate and time left; silent when nobody looks: neither a terminal nor a notebook."""
 
     def __init__(self, *, enabled: bool, label: str = "") -> None:
-        self.enabled, self.label = enabled and sys.stderr.isatty(), label
+        self.enabled, self.label = enabled and (sys.stderr.isatty() or _draws_in_notebook()), label
 
     def of(self, part: str) -> Progress:
         """Return the same for a part of the work, whose name its bars begin with."""
@@ -189,18 +243,8 @@ class Progress:
         if not self.enabled or total == 0:
             yield lambda _: None
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description:<28}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
-            task = bars.add_task(f"{self.label}{name}", total=total, rate="")
+        with _bars(transient=False) as bars:
+            task = bars.add_task(shortened(f"{self.label}{name}", NAME_WIDTH), total=total, rate="")
 
             def advance(amount: int) -> None:
                 speed = bars.tasks[task].speed
@@ -208,3 +252,62 @@ class Progress:
                 bars.update(task, advance=amount, rate=rate)
 
             yield advance
+
+    @contextmanager
+    def watching(self, name: str, stats: Stats) -> Iterator[None]:
+        """Show the bytes that arrive while the body runs, once that has taken a while; nothing of it stays.
+
+        Parameters
+        ----------
+        name
+            Of what is being done.
+        stats
+            Counts what arrives.
+        """
+        if not self.enabled:
+            yield
+            return
+        ended = threading.Event()
+        watch = threading.Thread(target=_watch, args=(name, stats, ended), daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watch.join()
+
+
+def _watch(name: str, stats: Stats, ended: threading.Event) -> None:
+    begun, arrived = stats.begun_bytes, stats.n_bytes
+    if ended.wait(PATIENCE_SECONDS):
+        return
+    with _bars(transient=True) as bars:
+        task = bars.add_task(name, total=None, rate="")
+        waiting = True
+        while waiting:
+            read = stats.n_bytes - arrived
+            total = max(stats.begun_bytes - begun, read) or None
+            speed = bars.tasks[task].speed
+            rate = human_bytes(read) + (f", {human_bytes(speed)}/s" if speed else "")
+            bars.update(task, completed=read, total=total, rate=rate)
+            waiting = not ended.wait(0.1)
+
+
+def _draws_in_notebook() -> bool:
+    """Whether this is a notebook in which bars can be drawn."""
+    return "ipykernel" in sys.modules and find_spec("ipywidgets") is not None
+
+
+def _bars(*, transient: bool) -> rich.progress.Progress:
+    """Return bars that fit 80 columns."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(f"{{task.description:<{NAME_WIDTH}}}", markup=False),  # it may be a name of a store's
+        BarColumn(bar_width=14),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=transient)

@@ -5,19 +5,25 @@ Pure: needs the nodes and what the conversion noted, no request.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from html import escape
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lobster_zarr.layout import COMPANION
+from lobster_zarr.markup import Markup, bar, body, box, heading, joined, section, table
+from lobster_zarr.markup import columns as columns_of
+from lobster_zarr.markup import name as name_of
 from lobster_zarr.report import human_bytes
+from lobster_zarr.typeset import aligned, shortened, titled, wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lobster_zarr.node import ArrayNode, Tree
 
-MAX_COLUMNS_SHOWN = 12
+MAX_COLUMNS_SHOWN, MAX_ELEMENTS_SHOWN = 12, 40
+MOST_OPEN = 8
+"""A group of more elements is closed at first, and so are more modalities."""
+INDENT, NAME_WIDTH = 7, 30
 
 
 @dataclass(frozen=True)
@@ -66,55 +72,56 @@ class StoreInfo:
     obs: dict[str, str]
     var: dict[str, str]
     uns: tuple[str, ...]
+    member_bytes: dict[str, int] = field(default_factory=dict)
+    """Encoded bytes of each element and column, and of each group of them, where the writer noted them."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain values."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Return what it holds, line by line."""
-        lines = []
-        for e in self.elements:
-            shape = " × ".join(f"{n:,}" for n in e.shape)
-            size = f"  {human_bytes(e.stored_bytes)}" if e.stored_bytes is not None else ""
-            chunk = "×".join(f"{n:,}" for n in e.chunk)
-            twin = " + csc" if e.companion else ""
-            lines.append(f"  {e.path:<18}{e.kind}{twin} {e.dtype} ({shape})  {e.codec}, chunks of {chunk}{size}")
-        lines += [f"  {name:<18}{_told(columns)}" for name, columns in (("obs", self.obs), ("var", self.var))]
-        return [*lines, f"  {'uns':<18}{', '.join(self.uns)}"] if self.uns else lines
+        """Return what it holds, line by line, in 80 columns."""
+        rows = [
+            (
+                e.path,
+                e.kind.removesuffix("_matrix") + (" + csc" if e.companion else ""),
+                e.dtype,
+                _shape(e.shape),
+                e.codec,
+                "×".join(f"{n:,}" for n in e.chunk),
+                _size(e.stored_bytes),
+            )
+            for e in self.elements[:MAX_ELEMENTS_SHOWN]
+        ]
+        known = any(e.stored_bytes is not None for e in self.elements)
+        heads = "element", "stored as", "dtype", "shape", "codec", "chunk", "size" if known else ""
+        lines = aligned([heads, *rows], {3, 5, 6}, (0, 1, 4, 2)) if rows else []
+        if len(self.elements) > MAX_ELEMENTS_SHOWN:
+            lines.append(f"  … {len(self.elements) - MAX_ELEMENTS_SHOWN:,} more elements")
+        for name, columns in (("obs", self.obs), ("var", self.var)):
+            lines += wrapped(f"{_told(columns)}", INDENT, f"  {name}")
+        return [*lines, *wrapped(_listed(self.uns), INDENT, "  uns")] if self.uns else lines
 
     def __str__(self) -> str:
-        head = [f"Dataset {self.n_obs:,} × {self.n_vars:,}  {self.uri}", f"  {' · '.join(_facts(self))}"]
-        return "\n".join([*head, *self.lines()])
+        head = titled(f"Dataset {self.n_obs:,} × {self.n_vars:,}", self.uri)
+        return "\n".join([*head, *wrapped(f"  {' · '.join(_facts(self))}", 2), *self.lines()])
 
     def to_html(self) -> str:
         """Return the description as HTML that fits light and dark notebooks."""
-        return (
-            "<div style='font-family:system-ui,sans-serif;line-height:1.5'>"
-            f"<div><b>{self.n_obs:,} cells × {self.n_vars:,} genes</b> "
-            f"<code style='opacity:.75'>{escape(self.uri)}</code></div>"
-            f"<div style='opacity:.65'>{escape(' · '.join(_facts(self)))}</div>{self.body()}</div>"
-        )
+        title = f"{self.n_obs:,} cells × {self.n_vars:,} genes"
+        head = heading("Dataset", title, self.uri, *_chips(self), end=_size(self.stored_bytes))
+        return box(str(self), head, body(self.sections()))
 
-    def body(self) -> str:
-        """Return what it holds as HTML."""
-        rows = "".join(
-            f"<tr><td><code>{escape(e.path)}</code></td><td>{escape(e.kind)}{' + csc' if e.companion else ''}</td>"
-            f"<td>{escape(e.dtype)}</td><td>{' × '.join(f'{n:,}' for n in e.shape)}</td><td>{escape(e.codec)}</td>"
-            f"<td>{'×'.join(f'{n:,}' for n in e.chunk)}</td>"
-            f"<td style='text-align:right'>{_size(e)}</td></tr>"
-            for e in self.elements
-        )
-        head = "".join(
-            f"<th style='text-align:left'>{h}</th>"
-            for h in ("element", "stored as", "dtype", "shape", "codec", "chunk", "size")
-        )
-        return (
-            "<table style='border-collapse:collapse;margin:.4em 0'>"
-            f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-            f"{_tables_html(self.obs, self.var)}"
-            + (f"<div><b>uns</b> {escape(', '.join(self.uns))}</div>" if self.uns else "")
-        )
+    def sections(self) -> Markup:
+        """Return what it holds as HTML: a section for each kind of element."""
+        most = max((e.stored_bytes or 0 for e in self.elements), default=0)
+        groups: dict[str, list[ElementInfo]] = {}
+        for e in self.elements:
+            parent = e.path.partition("/")[0]
+            groups.setdefault("X" if parent in {"X", "layers", "raw"} else parent, []).append(e)
+        parts = [_matrices(group, elements, most) for group, elements in groups.items()]
+        parts += [_columns_html(name, cols, self.member_bytes) for name, cols in (("obs", self.obs), ("var", self.var))]
+        return joined([*parts, _names_html("uns", self.uns, self.member_bytes)])
 
 
 @dataclass(frozen=True)
@@ -134,80 +141,131 @@ class MultimodalInfo:
     obsp: tuple[str, ...]
     uns: tuple[str, ...]
     modalities: dict[str, StoreInfo]
+    member_bytes: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain values."""
         return asdict(self)
 
-    def _facts(self) -> str:
+    @property
+    def _shared(self) -> str:
         shared = {0: "modalities share cells", 1: "modalities share genes", -1: "modalities share cells and genes"}
-        return " · ".join([shared.get(self.axis, f"axis {self.axis}"), *_facts(self)])
+        return shared.get(self.axis, f"axis {self.axis}")
 
     def __str__(self) -> str:
-        shapes = f"{self.n_obs:,} × {self.n_vars:,}, {len(self.modalities)} modalities"
-        lines = [f"MultimodalDataset {shapes}  {self.uri}", f"  {self._facts()}"]
+        title = f"MultimodalDataset {self.n_obs:,} × {self.n_vars:,}, {len(self.modalities)} modalities"
+        lines = [*titled(title, self.uri), *wrapped(f"  {' · '.join([self._shared, *_facts(self)])}", 2)]
         for name, columns in (("obs", self.obs), ("var", self.var)):
-            lines += [f"  {name:<18}{_told(columns)}"] if columns else []
+            lines += wrapped(_told(columns), INDENT, f"  {name}") if columns else []
         members = (("obsm", self.obsm), ("obsp", self.obsp), ("uns", self.uns))
-        lines += [f"  {name:<18}{', '.join(names)}" for name, names in members if names]
+        lines += [line for name, names in members if names for line in wrapped(_listed(names), INDENT, f"  {name}")]
         for name, part in self.modalities.items():
-            lines.append(f"  {name}: {part.n_obs:,} × {part.n_vars:,}")
-            lines += [f"  {line}" for line in part.lines()]
+            lines += ["", f"  {shortened(name, 40)}: {part.n_obs:,} × {part.n_vars:,}", *part.lines()]
         return "\n".join(lines)
 
     def to_html(self) -> str:
-        """Return the description as HTML that fits light and dark notebooks, the modalities side by side."""
-        parts = "".join(
-            "<div style='border:1px solid rgba(128,128,128,.35);border-radius:6px;padding:.6em .9em'>"
-            f"<div><b style='font-size:1.1em'>{escape(name)}</b> "
-            f"<span style='opacity:.65'>{part.n_obs:,} cells × {part.n_vars:,} features</span></div>"
-            f"{part.body()}</div>"
+        """Return the description as HTML that fits light and dark notebooks, a section for each modality."""
+        title = f"{self.n_obs:,} cells × {self.n_vars:,} features"
+        chips = f"{len(self.modalities)} modalities", self._shared, *_chips(self)
+        head = heading("MultimodalDataset", title, self.uri, *chips, end=_size(self.stored_bytes))
+        parts = [
+            section(
+                name,
+                f"{part.n_obs:,} cells × {part.n_vars:,} features",
+                part.sections(),
+                is_open=len(self.modalities) <= MOST_OPEN,
+                end=_size(part.stored_bytes or self.member_bytes.get(f"mod/{name}")),
+            )
             for name, part in self.modalities.items()
-        )
+        ]
+        tables = (("obs", self.obs), ("var", self.var))
+        parts += [_columns_html(name, columns, self.member_bytes) for name, columns in tables if columns]
         members = (("obsm", self.obsm), ("obsp", self.obsp), ("uns", self.uns))
-        named = "".join(f"<div><b>{n}</b> {escape(', '.join(names))}</div>" for n, names in members if names)
-        return (
-            "<div style='font-family:system-ui,sans-serif;line-height:1.5'>"
-            f"<div><b>{self.n_obs:,} cells × {self.n_vars:,} features in {len(self.modalities)} modalities</b> "
-            f"<code style='opacity:.75'>{escape(self.uri)}</code></div>"
-            f"<div style='opacity:.65'>{escape(self._facts())}</div>{_tables_html(self.obs, self.var)}{named}"
-            "<div style='display:flex;flex-wrap:wrap;gap:.8em;margin-top:.6em;align-items:flex-start'>"
-            f"{parts}</div></div>"
-        )
+        return box(str(self), head, body(*parts, *(_names_html(n, names, self.member_bytes) for n, names in members)))
 
 
 def _facts(info: StoreInfo | MultimodalInfo) -> list[str]:
-    facts = [info.writer]
-    if info.sort_by:
-        facts.append(f"sorted by {', '.join(info.sort_by)}")
-    if info.stored_bytes is not None:
-        facts.append(human_bytes(info.stored_bytes))
-    return facts
+    return [*_chips(info), _size(info.stored_bytes)] if info.stored_bytes is not None else _chips(info)
+
+
+def _chips(info: StoreInfo | MultimodalInfo) -> list[str]:
+    return [info.writer, f"sorted by {', '.join(info.sort_by)}"] if info.sort_by else [info.writer]
 
 
 def _told(columns: Mapping[str, str]) -> str:
-    shown = [f"{c}: {d}" for c, d in list(columns.items())[:MAX_COLUMNS_SHOWN]]
+    shown = [f"{shortened(c, NAME_WIDTH)}: {d}" for c, d in list(columns.items())[:MAX_COLUMNS_SHOWN]]
     more = f", … {len(columns) - MAX_COLUMNS_SHOWN} more" if len(columns) > MAX_COLUMNS_SHOWN else ""
     return f"{', '.join(shown) or '(no columns)'}{more}"
 
 
-def _tables_html(obs: Mapping[str, str], var: Mapping[str, str]) -> str:
-    return "".join(
-        f"<details><summary><b>{name}</b> {len(columns)} columns</summary>"
-        + "".join(
-            f"<div><code>{escape(c)}</code> <span style='opacity:.65'>{escape(d)}</span></div>"
-            for c, d in columns.items()
+def _listed(names: Sequence[str]) -> str:
+    more = f", … {len(names) - MAX_COLUMNS_SHOWN} more" if len(names) > MAX_COLUMNS_SHOWN else ""
+    return ", ".join(shortened(name, NAME_WIDTH) for name in names[:MAX_COLUMNS_SHOWN]) + more
+
+
+def _matrices(group: str, elements: Sequence[ElementInfo], most_bytes: int) -> Markup:
+    """Show elements as a table, with bars of their sizes; all such tables of a store line up."""
+    rows = [
+        (
+            name_of(e.path if group == "X" else e.path.partition("/")[2]),
+            f"{e.kind} + csc" if e.companion else e.kind,
+            e.dtype,
+            _shape(e.shape),
+            e.codec,
+            " × ".join(f"{n:,}" for n in e.chunk),
+            _size(e.stored_bytes),
+            bar(e.stored_bytes / most_bytes) if e.stored_bytes and most_bytes else "",
         )
-        + "</details>"
-        for name, columns in (("obs", obs), ("var", var))
+        for e in elements
+    ]
+    known = [e.stored_bytes for e in elements if e.stored_bytes is not None]
+    heads = ("name", "stored as", "dtype", "shape", "codec", "chunk", "size" if known else "", "")
+    parents = dict.fromkeys(e.path.partition("/")[0] for e in elements)
+    return section(
+        ", ".join(parents),
+        f"{len(elements):,}" if group != "X" or len(elements) > 1 else "",
+        table(heads, (19, 17, 9, 18, 11, 12, 9, 7), rows, {3, 5, 6}),
+        is_open=len(elements) <= MOST_OPEN or group == "X",
+        names=[e.path.removeprefix(f"{group}/") for e in elements],
+        end=_size(sum(known)) if known else "",
     )
 
 
-def _size(element: ElementInfo) -> str:
-    return "" if element.stored_bytes is None else human_bytes(element.stored_bytes)
+def _columns_html(name: str, columns: Mapping[str, str], member_bytes: Mapping[str, int]) -> Markup:
+    told = [(c, kind, _size(member_bytes.get(f"{name}/{c}"))) for c, kind in columns.items()]
+    note, end = f"{len(columns):,} column{'s'[: len(columns) != 1]}", _size(member_bytes.get(name))
+    return section(name, note, columns_of(told), is_open=False, names=list(columns), end=end)
 
 
-def summarize(uri: str, tree: Tree, shape: tuple[int, int], noted: Mapping[str, Any]) -> StoreInfo:
+def _names_html(name: str, names: Sequence[str], member_bytes: Mapping[str, int]) -> Markup:
+    told = [(n, "", _size(member_bytes.get(f"{name}/{n}"))) for n in names]
+    end = _size(member_bytes.get(name))
+    return (
+        section(name, f"{len(names):,}", columns_of(told), is_open=False, names=names, end=end) if names else Markup()
+    )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " × ".join(f"{n:,}" for n in shape)
+
+
+def _size(n_bytes: int | None) -> str:
+    return "" if n_bytes is None else human_bytes(n_bytes)
+
+
+def _members(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Add up the sizes of arrays for each element, and for each group of elements."""
+    found: dict[str, int] = {}
+    for path, n_bytes in sizes.items():
+        parts = path.split("/")
+        for name in {"/".join(parts[:1]), "/".join(parts[:2])}:
+            found[name] = found.get(name, 0) + n_bytes
+    return found
+
+
+def summarize(
+    uri: str, tree: Tree, shape: tuple[int, int], noted: Mapping[str, Any], file_bytes: int | None = None
+) -> StoreInfo:
     """Describe a store.
 
     Parameters
@@ -220,6 +278,8 @@ def summarize(uri: str, tree: Tree, shape: tuple[int, int], noted: Mapping[str, 
         Cells and genes.
     noted
         What the conversion noted in the root attributes.
+    file_bytes
+        Of a raw file, its size.
     """
     sizes: Mapping[str, int] = noted.get("stored_bytes", {})
     paths = [p for p in ("X", "raw/X") if p in tree]
@@ -229,18 +289,24 @@ def summarize(uri: str, tree: Tree, shape: tuple[int, int], noted: Mapping[str, 
         uri=uri,
         n_obs=shape[0],
         n_vars=shape[1],
-        writer=str(noted.get("writer", f"AnnData-Zarr, Zarr v{tree.zarr_format}")),
+        writer=_writer(tree, noted, "AnnData"),
         sort_by=tuple(noted.get("sort_by", ())),
-        stored_bytes=sum(sizes.values()) if sizes else None,
+        stored_bytes=sum(sizes.values()) if sizes else file_bytes,
         elements=tuple(_element(tree, p, sizes) for p in paths),
         obs=_columns(tree, "obs"),
         var=_columns(tree, "var"),
         uns=tuple(tree.children("uns")),
+        member_bytes=_members(sizes),
     )
 
 
 def summarize_modalities(
-    uri: str, tree: Tree, shape: tuple[int, int], noted: Mapping[str, Any], parts: dict[str, StoreInfo]
+    uri: str,
+    tree: Tree,
+    shape: tuple[int, int],
+    noted: Mapping[str, Any],
+    parts: dict[str, StoreInfo],
+    file_bytes: int | None = None,
 ) -> MultimodalInfo:
     """Describe a MuData store; arguments as of `summarize`, and the description of each modality."""
     sizes: Mapping[str, int] = noted.get("stored_bytes", {})
@@ -249,16 +315,22 @@ def summarize_modalities(
         n_obs=shape[0],
         n_vars=shape[1],
         axis=int(tree.attributes("").get("axis", 0)),
-        writer=str(noted.get("writer", f"MuData-Zarr, Zarr v{tree.zarr_format}")),
+        writer=_writer(tree, noted, "MuData"),
         sort_by=tuple(noted.get("sort_by", ())),
-        stored_bytes=sum(sizes.values()) if sizes else None,
+        stored_bytes=sum(sizes.values()) if sizes else file_bytes,
         obs=_columns(tree, "obs"),
         var=_columns(tree, "var"),
         obsm=tuple(name for name in tree.children("obsm") if name not in parts),
         obsp=tuple(tree.children("obsp")),
         uns=tuple(tree.children("uns")),
         modalities=parts,
+        member_bytes=_members(sizes),
     )
+
+
+def _writer(tree: Tree, noted: Mapping[str, Any], kind: str) -> str:
+    found = f"{kind}, HDF5 file" if tree.container == "hdf5" else f"{kind}-Zarr, Zarr v{tree.zarr_format}"
+    return str(noted.get("writer", found))
 
 
 def _element(tree: Tree, path: str, sizes: Mapping[str, int]) -> ElementInfo:

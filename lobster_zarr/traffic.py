@@ -23,6 +23,8 @@ class Stats:
     n_requests: int = 0
     n_bytes: int = 0
     by_array: dict[str, tuple[int, int]] = field(default_factory=dict)
+    begun_bytes: int = field(default=0, repr=False, compare=False)
+    """Of ranges that reads were planned to fetch, whether they have arrived or not: for progress bars."""
 
     def add(self, path: str, n_bytes: int) -> None:
         """Count one response."""

@@ -24,7 +24,7 @@ VAGUE = {"utils", "util", "helpers", "common", "core", "manager", "misc"}
 # no circle comes of it. Imports inside functions and under TYPE_CHECKING count too.
 RINGS: dict[int, set[str]] = {
     0: {"errors"},
-    1: {"selection", "grid", "byterange", "epoch", "obsmap"},  # pure arithmetic
+    1: {"selection", "grid", "byterange", "epoch", "obsmap", "typeset"},  # pure arithmetic
     2: {
         "noted",
         "zones",
@@ -37,8 +37,16 @@ RINGS: dict[int, set[str]] = {
         "_sql",
         "_source",
         "checksum",
+        "markup",
     },  # pure model
-    3: {"plan", "h5format", "h5array", "h5filter", "h5image"},  # pure planning, and what HDF5 files are made of
+    3: {
+        "plan",
+        "touched",
+        "h5format",
+        "h5array",
+        "h5filter",
+        "h5image",
+    },  # pure planning, and what HDF5 files are made of
     4: {
         "agent",
         "address",
@@ -81,6 +89,8 @@ RINGS: dict[int, set[str]] = {
         "report",
         "summary",
         "query",
+        "selected",
+        "piecewise",
         "reading",
         "blocks",
         "costs",
@@ -170,6 +180,7 @@ LAZY = [
     "distributed",
     "h5py",
     "lobster",
+    "matplotlib",
     "moto",
     "mudata",
     "scanpy",

@@ -22,6 +22,7 @@ from oracle import assert_equal, sliced, stored
 from test_convert import cells, convert, read
 
 from lobster_zarr import cli
+from lobster_zarr.report import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +108,7 @@ def test_convert(run: Callable[..., Done], atlas: Atlas, tmp_path: Path) -> None
 def test_info(run: Callable[..., Done], atlas: Atlas) -> None:
     done = run("info", atlas.store)
     assert (done.status, done.err) == (0, "")
-    for word in ("60 × 20", "sorted by cell_type", "csr_matrix + csc", "donor: category (2)", "X_umap"):
+    for word in ("60 × 20", "sorted by cell_type", "csr + csc", "donor: category (2)", "X_umap"):
         assert word in done.out
     told = json.loads(run("info", atlas.store, "--json").out)
     assert (told["n_obs"], told["n_vars"], told["sort_by"]) == (60, 20, ["cell_type"])
@@ -180,7 +181,7 @@ def test_export(run: Callable[..., Done], atlas: Atlas, tmp_path: Path) -> None:
         assert (done.status, done.err) == (0, "")
         assert_equal(stored(ad.read_h5ad(tmp_path / f"{compression}.h5ad")), stored(atlas.adata))
         sizes.append((tmp_path / f"{compression}.h5ad").stat().st_size)
-    assert f"{sizes[-1]:,} bytes" in done.out
+    assert human_bytes(sizes[-1]) in done.out
     assert run("export", atlas.store, tmp_path / "gzip.h5ad", "--overwrite").status == 0
 
 

@@ -44,7 +44,7 @@ def test_the_demo_shows_the_main_job(tmp_path: Path) -> None:
         "50,000 cells × 765 genes",
         "lobster-zarr convert pbmc.h5ad s3://demo/pbmc.zarr --sort-by bulk_labels",
         "lobster-zarr query s3://demo/pbmc.zarr",
-        "download the H5AD, read, slice",
+        "download the H5AD and slice",
         "this cell type, three genes",
         "equals slicing the downloaded file in memory",
     ):

@@ -145,7 +145,7 @@ def test_a_converted_and_sorted_store_is_healthy(ours: Path) -> None:
     assert found.healthy
     assert not found.findings
     assert (found.options, found.command) == (None, "")
-    assert str(found).splitlines()[0] == f"{ours} (4,000 × 500): {HEALTHY}"
+    assert str(found).splitlines()[0].endswith(f"{ours.name} (4,000 × 500): {HEALTHY}")
     assert {p.after for p in found.predictions} == {None}
 
 
@@ -549,7 +549,7 @@ def test_the_report_fits_a_terminal(plain: Path) -> None:
     for word in ("Cost:", "Do:", "now", "after", "one gene, all cells", "Remedy:", "--sort-by cell_type"):
         assert word in str(found)
     html = found._repr_html_()
-    assert html.count("<li>") == len(found.findings)
+    assert html.count("<details") == len(found.findings) + 3  # the queries, the remedy and the assumptions
     assert "--sort-by cell_type" in html
 
 
@@ -557,7 +557,7 @@ def test_a_name_cannot_break_the_report_or_the_command(adata: ad.AnnData, tmp_pa
     made = adata.copy()
     made.obs = made.obs.rename(columns={"cell_type": "cell_type <b> 'x'"})
     found = lz.doctor(write(made, tmp_path / "a b.zarr"))
-    assert "<b>" not in found._repr_html_().replace("<b>", "", 1)
+    assert "<b>" not in found._repr_html_()
     assert "'cell_type <b> '\"'\"'x'\"'\"''" in found.command
     assert found.arguments[2:5] == [str(tmp_path / "a b.zarr"), str(tmp_path / "a b-converted.zarr"), "--sort-by"]
 
@@ -591,7 +591,7 @@ def test_the_command_repairs(run: Callable[..., tuple[int, str, str]], plain: Pa
     status, out, err = run(plain, "--fix", dest)
     assert (status, err) == (0, "")
     assert f"$ lobster-zarr convert {plain} {dest} --sort-by cell_type\n" in out
-    assert f"{dest} (4,000 × 500): {HEALTHY}" in out
+    assert f"{dest.name} (4,000 × 500): {HEALTHY}" in out
     assert (lz.open(dest).to_memory().X != lz.open(plain).to_memory().X).nnz == 0
     status, out, err = run(plain, "--fix", dest)
     assert (status, out) == (2, "")

@@ -137,7 +137,7 @@ def test_the_plan_shows_itself(uri: str) -> None:
     assert [a["path"] for a in told["arrays"]] == [a.path for a in plan.arrays]
     assert f"{plan.n_requests} requests" in str(plan)
     assert "gene-major" in str(plan)
-    assert "<table>" in plan._repr_html_()
+    assert "<table" in plan._repr_html_()
     assert plan.seconds > 0
     assert plan.dollars > 0
     assert plan.memory_bytes >= plan.n_bytes
@@ -170,7 +170,7 @@ def test_a_store_of_anndatas_own_is_told_what_it_lacks(
     assert len(notes) == 1
     assert ("by gene" in notes[0]) == ("var" in query)
     assert ("places" in notes[0]) == ("obs" in query)
-    assert notes[0] in str(plain)
+    assert notes[0] in " ".join(str(plain).split()), "it may be wrapped"
     assert not [n for n in ours.notes if "by gene" in n]
 
 

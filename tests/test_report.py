@@ -47,7 +47,8 @@ def test_the_report_says_what_was_done():
     lines = str(REPORT).splitlines()
     assert lines == [
         "atlas.h5ad → s3://lab/atlas.zarr",
-        "  100,000 cells × 20,000 genes, codec small, sorted by cell_type, donor, gene-major X",
+        "  100,000 cells × 20,000 genes, codec small, sorted by cell_type, donor,",
+        "    gene-major X",
         "  171.0 MB in 46 objects, 0.39× of 436.0 MB",
         "  12.3 s, peak memory 1.5 GB",
     ]
@@ -101,6 +102,18 @@ with progress.phase("rows", 10) as outer, progress.phase("genes", 10) as inner:
     inner(10)
 """
 
+WATCHED = """
+import time
+from lobster_zarr import report
+from lobster_zarr.traffic import Stats
+report.PATIENCE_SECONDS = {patience}
+stats = Stats(n_bytes=7_000_000, begun_bytes=7_000_000)
+with report.Progress(enabled={enabled}).watching("reading [/] now", stats):
+    stats.begun_bytes += 4_000_000
+    stats.add("X/data", 2_000_000)
+    time.sleep(0.5)
+"""
+
 
 def environment():
     """The environment of a plain terminal of 100 columns."""
@@ -141,6 +154,14 @@ def test_elsewhere_nothing_is_written():
 @pytest.mark.parametrize(("enabled", "total"), [(False, 400), (True, 0)])
 def test_a_terminal_stays_silent_when_asked_to_and_when_there_is_nothing_to_do(enabled, total):
     assert on_a_terminal(PHASE.format(enabled=enabled, total=total)) == ""
+
+
+def test_what_arrives_is_shown_once_it_takes_long():
+    seen = on_a_terminal(WATCHED.format(enabled=True, patience=0))
+    for told in ("reading [/] now", "50%", "2.0 MB"):
+        assert told in seen
+    assert on_a_terminal(WATCHED.format(enabled=True, patience=9)) == ""
+    assert on_a_terminal(WATCHED.format(enabled=False, patience=0)) == ""
 
 
 def test_phases_nest_on_a_terminal():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from html.parser import HTMLParser
 
 import anndata as ad
 import numcodecs
@@ -19,6 +18,7 @@ from lobster_zarr.layout import new_array
 from lobster_zarr.node import ArrayNode
 from lobster_zarr.summary import MAX_COLUMNS_SHOWN, codec_name, summarize
 from tests.recording import RecordingStore, tree_of, write_foreign
+from tests.tags import parsed
 
 HOSTILE = "<script>alert('x')</script> & \"q\""
 # pandas deprecates a setting that anndata asks for at every text column.
@@ -91,7 +91,7 @@ def test_the_text_says_it_in_a_few_lines():
     assert first == "Dataset 9 × 6  s3://lab/atlas.zarr"
     assert second == "  lobster_zarr 0.1.0 · sorted by cell_type, donor · 2.1 kB"
     (matrix,) = [line for line in rest if line.startswith("  X ")]
-    assert all(told in matrix for told in ("csr_matrix", "float32", "9 × 6", "2.0 kB"))
+    assert all(told in matrix for told in ("csr", "float32", "9 × 6", "2.0 kB"))
     assert any(line.startswith("  obs ") and "cell_type: category (3)" in line for line in rest)
     assert any(line.startswith("  var ") and "(no columns)" in line for line in rest)
     assert any(line.startswith("  uns ") and "colors" in line for line in rest)
@@ -108,10 +108,10 @@ def test_a_store_of_another_writer_says_which_format_it_is():
 def test_many_columns_are_cut_in_the_text_and_counted():
     obs = pd.DataFrame({f"c{i}": np.zeros(2) for i in range(MAX_COLUMNS_SHOWN + 5)}, index=["a", "b"])
     info = described(ad.AnnData(obs=obs))
-    (line,) = [line for line in str(info).splitlines() if line.startswith("  obs")]
-    assert line.count("float64") == MAX_COLUMNS_SHOWN
-    assert line.endswith("5 more")
-    assert info.to_html().count("float64") == MAX_COLUMNS_SHOWN + 5
+    told = str(info).partition("  obs ")[2].partition("  var ")[0]
+    assert told.count("float64") == MAX_COLUMNS_SHOWN
+    assert told.rstrip().endswith("5 more")
+    assert info.to_html().partition("lz-box")[2].count(">float64<") == MAX_COLUMNS_SHOWN + 5
 
 
 def test_a_gene_major_companion_is_told_and_counted():
@@ -125,7 +125,7 @@ def test_a_gene_major_companion_is_told_and_counted():
     matrix = info.elements[0]
     assert matrix.companion
     assert matrix.stored_bytes == 17
-    assert "csr_matrix + csc" in str(info)
+    assert "csr + csc" in str(info)
     assert "csr_matrix + csc" in info.to_html()
 
 
@@ -141,35 +141,10 @@ def test_an_empty_store_is_described_too():
     info = described(ad.AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["g"])))
     assert info.elements == ()
     assert "Dataset 1 × 1" in str(info)
-    assert "<table" in info.to_html()
+    assert "<details" in info.to_html()
 
 
 # ---------------------------------------------------------------- HTML
-
-
-class Tags(HTMLParser):
-    """Collects the tags, checks that they nest, and keeps the text."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.seen, self.text = [], set(), []
-
-    def handle_starttag(self, tag, attrs):
-        self.open.append(tag)
-        self.seen.add(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def parsed(html):
-    tags = Tags()
-    tags.feed(html)
-    assert tags.open == []
-    return tags
 
 
 def test_the_html_is_well_formed_and_says_the_same():

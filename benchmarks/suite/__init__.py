@@ -1,0 +1,1 @@
+"""The asv suite: what the package costs, commit by commit."""
