@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 # What anndata and mudata say of old, odd and awkward files.
 pytestmark = pytest.mark.filterwarnings("ignore")
-few = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 
-SWAPPED = {"numbers big-endian", "edit enumerations", "edit enumerations, latest"}
+SWAPPED = {"numbers big-endian", "edit odd types", "edit enumerations", "edit enumerations, latest"}
 """Forms with numbers in the other byte order."""
 REFUSED = {"four-byte addresses"}
 """Forms that may be refused, by an UnsupportedError."""
@@ -148,7 +148,7 @@ def test_a_file_is_read_as_anndata_reads_it(shelf: Shelf, number: int, name: str
 
 
 @pytest.mark.parametrize("query", range(len(QUERIES)))
-@pytest.mark.parametrize("name", ["chunks compact", "chunks threes, latest", "0.5"])
+@pytest.mark.parametrize("name", ["chunks compact", "0.7"])
 def test_every_query_of_a_file(shelf: Shelf, query: int, name: str) -> None:
     _check_query(lz.open(shelf.path(name)), shelf.read(name), query)
 
@@ -436,7 +436,7 @@ def _values_of(path: Path) -> np.ndarray:
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize(("form", "seed"), list(itertools.product(["plain", "chunked", "latest"], range(3))))
+@pytest.mark.parametrize(("form", "seed"), list(itertools.product(["plain", "chunked", "latest"], range(2))))
 def test_flipped_bytes_are_an_error_or_a_result_and_nothing_else(
     form: str, seed: int, tmp_path: Path, two_gigabytes: None
 ) -> None:
