@@ -52,6 +52,8 @@ type GeneMajor = Literal["auto"] | bool | Sequence[str]
 
 MAX_BLOCK_VALUES = 4 << 20
 MIN_BLOCK_VALUES = 1 << 16
+KEPT_ROWS = 1 << 17
+"""A longer column is encoded once to see that it can be, and again to write it."""
 CATEGORICAL = {"encoding-type": "categorical", "encoding-version": "0.2.0"}
 BYTES_PER_BLOCK_VALUE = 320
 """Working memory that one value of a block costs at the worst moment of the pipeline (measured)."""
@@ -75,6 +77,8 @@ class Conversion:
     def __post_init__(self) -> None:
         self.sizes: dict[str, int] = {}
         self.companions: list[str] = []
+        self.kept: Staged = {}
+        """Columns that were encoded to see that they can be."""
         self.order: np.ndarray | None = None
         """The source row of each stored row, None where the order is kept."""
         self.n_obs = len(self.source.frame("obs").index)
@@ -173,7 +177,9 @@ class Conversion:
             for name, read in frame.stored().items():
                 values = read()
                 if not isinstance(values, pd.Categorical) and getattr(values.dtype, "kind", "O") not in "biuf":
-                    stage(values, f"{self.source.at}{path}/{name}")
+                    staged = stage(values, f"{self.source.at}{path}/{name}")
+                    if len(values) <= KEPT_ROWS:
+                        self.kept[f"{path}/{name}"] = staged
 
     def _sort_order(self) -> np.ndarray | None:
         """Return the source row of each stored row, or None where the order is kept."""
@@ -255,6 +261,8 @@ class Conversion:
         with self.progress.phase(path, len(columns), "columns") as advance:
             for name, read in columns.items():
                 values = read() if order is None else read().take(order)
+                if order is not None:  # it was encoded in the order of the source
+                    self.kept.pop(f"{path}/{name}", None)
                 member = self._write_column(commit, f"{path}/{name}", values)
                 if len(values) > (rows := column_chunk(len(values))):
                     commit.note(f"{path}/{name}{member}", measure(values, rows))
@@ -273,7 +281,8 @@ class Conversion:
         if isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and values.dtype.isnative:
             self.sizes[path] = write_array(commit, path, values, profile=self.codec, attributes=ARRAY)
             return ""
-        staged = stage(values, path)
+        staged = self.kept.pop(path, None)
+        staged = stage(values, path) if staged is None else staged
         self.sizes |= write_staged(commit, path, staged, self.codec)
         return VALUES_OF.get(str(staged.attrs.get("encoding-type")), "")
 
