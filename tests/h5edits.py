@@ -175,6 +175,8 @@ def _enumerations(file: h5py.File) -> None:
         dtype = h5py.enum_dtype({"RED": 0, "GREEN": 1, "BLUE": 5}, basetype=base)
         made = file["obs"].create_dataset(name, data=np.arange(n) % 2, dtype=dtype)
         add_column(file, name, made)
+    swapped = file.create_dataset("uns/swapped", data=np.array([(1, 2.5)], [("at", ">i2"), ("x", ">f8")]))
+    swapped.attrs.update({"encoding-type": "rec-array", "encoding-version": "0.2.0"})
     odd = h5py.enum_dtype({"FALSE": 0, "TRUE": 1}, basetype="i1")
     add_column(file, "chunked truth", file["obs"].create_dataset(
         "chunked truth", data=np.arange(n) % 2, dtype=odd, chunks=(5,), compression="gzip"))  # fmt: skip
@@ -192,7 +194,7 @@ def _odd_types(file: h5py.File) -> None:
         made = h5d.create(file["obs"].id, name.encode(), narrow, h5s.create_simple((n,)), dcpl=plist)
         made.write(h5s.ALL, h5s.ALL, np.arange(n, dtype="i4") - 9)
         add_column(file, name, h5py.Dataset(made))
-    fields = np.dtype([("name", h5py.string_dtype()), ("fixed", "S4"), ("at", ">i2"), ("xy", "f4", (2,))])
+    fields = np.dtype([("name", h5py.string_dtype()), ("fixed", "S4"), ("at", "i2"), ("xy", "f4", (2,))])
     table = np.zeros(3, fields)
     table["name"], table["fixed"], table["at"] = ["é", "", "long " * 50], [b"a", b"", b"four"], [1, -2, 3]
     made = file.create_dataset("uns/table", data=table, chunks=(2,), compression="gzip", shuffle=True)

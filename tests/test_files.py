@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore")
 few = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 
-SWAPPED = {"numbers big-endian", "edit odd types", "edit enumerations", "edit enumerations, latest"}
+SWAPPED = {"numbers big-endian", "edit enumerations"}
 """Forms with numbers in the other byte order."""
 REFUSED = {"four-byte addresses"}
 """Forms that may be refused, by an UnsupportedError."""
