@@ -191,7 +191,7 @@ class _Draft:
         if sorted_codes and node.dtype.kind not in "OTU":
             n_bytes = 64 + n_bytes // 100
         dtype, kind = node.dtype, getattr(node.metadata, "dtype", None)  # a dataset of HDF5 has none
-        dtype = np.dtype(f"V{dtype.itemsize}") if kind is None and dtype.names else dtype
+        dtype = np.dtype("u1") if kind is None and dtype.kind not in "biufOTU" else dtype  # records: as many bytes
         self._array(path, node.shape, dtype, n_bytes, self.old.attributes(path), zdtype=kind)
 
     def _bytes_of(self, node: ArrayNode) -> int:

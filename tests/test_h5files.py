@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # anndata warns of much that is written on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore")
-some = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+some = settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")

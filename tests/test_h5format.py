@@ -97,7 +97,7 @@ def references_of(path) -> tuple[np.ndarray, bytes]:
     return np.frombuffer(body[at : at + n_bytes], REFERENCE), body
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(
     st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40), min_size=1, max_size=300),
     st.randoms(),
