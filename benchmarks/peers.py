@@ -54,6 +54,7 @@ COMPARED += [(SOMA, "soma"), (SOMA, "soma_sorted"), (SLAF, "slaf")]
 NEEDS = {"soma": "tiledbsoma", "soma_sorted": "tiledbsoma", "slaf": "slafdb"}
 LOADERS = (
     "lobster_zarr",
+    "lobster_zarr, as annbatch",
     "annbatch",
     "annbatch, zarrs",
     "annbatch, zarrs, runs as lobster_zarr",
@@ -222,7 +223,12 @@ def show(console: Console, report: Figures) -> None:
     if "loading" in report:
         console.print(loader.table("Shuffled loading", report["loading"]))
     if "multimodal" in report:
-        console.print(*multimodal.tables(report["multimodal"], multimodal.N_OBS))
+        console.print(*multimodal.tables(report["multimodal"], multimodal_cells(report["n_obs"])))
+
+
+def multimodal_cells(n_obs: int) -> int:
+    """Return the cells of the MuData: three modalities of as many as of the one take too long to make."""
+    return min(n_obs, multimodal.N_OBS)
 
 
 def page_lines(report: Figures) -> list[str]:
@@ -244,21 +250,25 @@ def measure(peers: Peers, args: argparse.Namespace) -> Figures:
     title = f"{job.n_obs:,} x {job.n_vars:,}; load {os.getloadavg()[0]:.1f}; Python {platform.python_version()}"
     report: Figures = {"title": title, "versions": {p: version(p) for p in ("lobster-zarr", "anndata", "zarr")}}
     report["n_obs"] = job.n_obs
+
+    def keep(part: Figures) -> None:
+        report.update(part)
+        if args.json:  # an hour's work: what a run that is ended had found stays
+            args.json.write_text(json.dumps(report, indent=1, default=float) + "\n")
+
     stores = measure_stores(peers)
     if "stores" in args.parts:
-        report["stores"] = stores
+        keep({"stores": stores})
     if "queries" in args.parts:
         truth = truths(job, ASKED)
-        profiles = (BARRED, FAST) if args.fast else (BARRED,)
-        report["queries"] = {profile: measure_queries(peers, profile, truth) for profile in profiles}
-        report["versions"] |= {f["reader"]: f["version"] for f in report["queries"][BARRED] if "version" in f}
-        report["bars"] = bars(stores, report["queries"][BARRED])
+        found = {p: measure_queries(peers, p, truth) for p in ((BARRED, FAST) if args.fast else (BARRED,))}
+        report["versions"] |= {f["reader"]: f["version"] for f in found[BARRED] if "version" in f}
+        keep({"queries": found, "bars": bars(stores, found[BARRED])})
     if "loading" in args.parts:
-        annbatch = peers.pythons["annbatch"]
-        at = stored_at(job, "sorted")
-        report["loading"] = loader.measure(at, "local disk", str(annbatch) if annbatch else None, LOADERS)
+        python, at = peers.pythons["annbatch"], stored_at(job, "sorted")
+        keep({"loading": loader.measure(at, "local disk", str(python) if python else None, LOADERS)})
     if "multimodal" in args.parts:
-        report["multimodal"] = multimodal.measure(job.data, multimodal.N_OBS)
+        keep({"multimodal": multimodal.measure(job.data, multimodal_cells(job.n_obs))})
     return report
 
 
@@ -285,8 +295,6 @@ def main() -> int:
         folder = args.environments or job.data / "environments"
         pythons = {name: given[name] if name in given else interpreter(folder.resolve(), name) for name in PACKAGES}
         report = measure(Peers(job, pythons), args)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1, default=float) + "\n")
     console = Console()
     console.width = max(console.width, 150)
     show(console, report)
