@@ -16,7 +16,7 @@ import numpy as np
 from lobster_zarr.errors import FormatError, UnsupportedError
 from lobster_zarr.grid import Grid, cdiv
 from lobster_zarr.h5filter import NAMES, Filter, unfiltered
-from lobster_zarr.h5format import REFERENCE, ChunkIndex
+from lobster_zarr.h5format import ChunkIndex
 from lobster_zarr.node import MAX_CHUNK_BYTES, ArrayNode
 from lobster_zarr.noted import Note
 
@@ -29,7 +29,6 @@ MAX_CHUNKS = 1 << 26
 """Of a dataset; the index of so many takes a gigabyte."""
 PIECE_BYTES = 32 << 10
 """A contiguous dataset is read by pieces of whole rows of at most so many bytes, or by one row."""
-
 
 type Padding = Literal["null", "space", "end"]
 
@@ -216,6 +215,3 @@ class FileArray(ArrayNode):
         if self.stored.chunk is None and len(encoded) < expected:  # the last piece of a contiguous dataset
             encoded = bytes(encoded).ljust(expected, b"\0")
         return unfiltered(encoded, mask, self.stored.filters, self.stored.dtype, self.grid.chunk, self.path)
-
-
-assert REFERENCE.itemsize == 16  # noqa: S101 - as the format has it

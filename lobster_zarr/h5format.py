@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 TREE = b"TREE"
 NODE_HEADER_BYTES = 24
-MAX_NODE_BYTES = 1 << 20
 REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 """What a dataset stores of a text of variable length: its bytes, and where in which heap it lies."""
 HEAP_BYTES = 4096
@@ -37,12 +36,13 @@ _OBJECT_HEADER_BYTES = 16
 
 @dataclass(frozen=True)
 class Branch:
-    """A node of a B-tree that is not read yet, and the chunks that it tells of: ``[first, last)``."""
+    """A node of a B-tree that is not read yet, and the chunks that it tells of: ``[first, last)``; -1, not known."""
 
     first: int
     last: int
     address: int
     n_bytes: int
+    level: int = -1
 
 
 @dataclass(eq=False)
@@ -108,18 +108,21 @@ class ChunkIndex:
             It is no node of such a tree.
         """
         level, entries = _entries(body, len(self.grid.shape), path)
-        self.pending.remove(branch)
+        if branch.level not in {-1, level}:  # a circle would have no end
+            raise _damaged(path)
         if level == 0:
             at = entries["at"][:, :-1]
             self.add(at, entries["child"] + np.uint64(base), entries["n_bytes"], entries["mask"])
+            self.pending.remove(branch)
             return
         firsts = [branch.first, *(self._flat(at[:-1]) for at in entries["at"][1:])]
         children = [
-            Branch(first, last, int(child) + base, branch.n_bytes)
+            Branch(first, last, int(child) + base, branch.n_bytes, level - 1)
             for first, last, child in zip(firsts, [*firsts[1:], branch.last], entries["child"].tolist(), strict=True)
         ]
-        if not all(branch.first <= c.first <= c.last <= branch.last for c in children) or level > 32:
-            raise _damaged(path)
+        if not all(branch.first <= c.first <= c.last <= branch.last for c in children):
+            raise _damaged(path)  # the branch stays: what it tells of is not known, never taken for not written
+        self.pending.remove(branch)
         self.pending = sorted([*self.pending, *children], key=lambda b: (b.first, b.last))
 
     def _flat(self, at: np.ndarray) -> int:

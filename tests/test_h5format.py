@@ -90,6 +90,19 @@ def test_what_is_no_node_is_refused(body):
         ChunkIndex(grid, ChunkIndex.empty(grid).places, {}, [branch]).take(branch, body, 0, "X/data")
 
 
+def test_a_tree_that_is_damaged_is_damaged_each_time(tall):
+    """Chunks of a node that could not be read are not known; they were not left unwritten."""
+    body = bytearray(tall.read_bytes())
+    start, stop = root_of(bytes(body), "long")
+    grid = Grid((40_000,), (2,), (40_000,))
+    first_child = start + 24 + 8 + 16  # the header, and the key before it
+    body[first_child : first_child + 8] = start.to_bytes(8, "little")  # the root is its own child
+    index = ChunkIndex(grid, ChunkIndex.empty(grid).places, {}, [Branch(0, grid.n_chunks, start, stop - start)])
+    for _ in range(2):
+        with pytest.raises(FormatError, match="damaged"):
+            read_all(index, bytes(body), np.arange(10))
+
+
 def references_of(path) -> tuple[np.ndarray, bytes]:
     body = path.read_bytes()
     with h5py.File(path) as file:
