@@ -54,7 +54,7 @@ class Survey:
 
     def tree(self, version: str) -> Tree:
         """Return the nodes as a tree; `version` says which file it is."""
-        nodes, arrays = dict(self.nodes), dict(self.arrays)
+        nodes, arrays = dict(self.nodes), {**self.arrays}
         nodes[""] = {**nodes[""], "file": version}
         for path in [p for p, n in self.nodes.items() if _is_old_frame(n)]:
             _rewrite_frame(path, nodes, arrays)
@@ -161,14 +161,15 @@ class Survey:
 def _leaves(group: h5py.Group, path: str, depth: int = 0) -> bool:
     """Whether a link leads to another file, itself or by way of the links that it names."""
     at = group.file if path.startswith("/") else group
-    for name in filter(None, path.split("/")):
+    names = [name for name in path.split("/") if name]
+    for i, name in enumerate(names):
         kind = at.id.links.get_info(name.encode()).type
         if kind == h5py.h5l.TYPE_SOFT:
             if depth > MAX_LINKS or _leaves(at, at.id.links.get_val(name.encode()).decode(), depth + 1):
                 return True
         elif kind != h5py.h5l.TYPE_HARD:
             return True
-        found = at[name]
+        found = at[name] if i + 1 < len(names) else None
         if not isinstance(found, h5py.Group):
             return False
         at = found

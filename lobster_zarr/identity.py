@@ -66,15 +66,15 @@ class Identity:
             The store is another than the one that was opened, or gone.
         """
         store = self.fetcher.store
-        is_file = isinstance(store, FileStore)
-        is_free = isinstance(store, FileStore) and not store.is_remote
+        file = store if isinstance(store, FileStore) else None
+        is_free = file is not None and not file.is_remote
         is_recent = not (now or is_free) and time.monotonic() - self.seen < FRESH_SECONDS
-        if is_recent or not (is_file or is_ours(self.tree)):
+        if is_recent or not (file is not None or is_ours(self.tree)):
             return
         self.seen = time.monotonic()
         try:
-            if isinstance(store, FileStore):
-                await store.check()
+            if file is not None:
+                await file.check()
             elif (await read_tree(store, self.uri)).nodes != self.tree.nodes:
                 raise self.stale()
         except (NotFoundError, FormatError, ConflictError) as error:
