@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.network import ShapedS3, shaped_s3
-from benchmarks.queries import BARRED, PROFILES
+from benchmarks.questions import BARRED, PROFILES
 from benchmarks.steps import Figures, Job, digest_rest, digest_x, make_source, timed
+from benchmarks.verdict import is_wrong, judge, print_bars, reported
 from benchmarks.ways import CONVERSIONS, DOWNLOAD, IN_PLACE, INDEXED, WAYS, Remote, of_anndata, questions
 from lobster_zarr.sidecar import SUFFIX
 
@@ -187,16 +188,16 @@ def bars(found: dict[Run, Figures]) -> list[Figures]:
     def times_faster(name: str) -> float:
         return of(name, DOWNLOAD, "seconds") / of(name, IN_PLACE, "seconds")
 
-    judged = [
-        ("open: requests", of("open", IN_PLACE, "n_requests"), "<=", 12),
-        ("open, indexed: requests", of("open", INDEXED, "n_requests"), "<=", 1),
-        ("count: seconds", of("count", IN_PLACE, "seconds"), "<=", 1.5),
-        ("obs rows: seconds", of("obs rows", IN_PLACE, "seconds"), "<=", 2),
-        ("contiguous 5 %: times faster than the download", times_faster("contiguous 5 %"), ">=", 5),
-        ("scattered 5 %: times faster than the download", times_faster("scattered 5 %"), ">=", 1),
-    ]
-    keys = ("bar", "measured", "sense", "bound")
-    return [dict(zip(keys, j, strict=True), passed=j[1] <= j[3] if j[2] == "<=" else j[1] >= j[3]) for j in judged]
+    return judge(
+        [
+            ("open: requests", of("open", IN_PLACE, "n_requests"), "<=", 12),
+            ("open, indexed: requests", of("open", INDEXED, "n_requests"), "<=", 1),
+            ("count: seconds", of("count", IN_PLACE, "seconds"), "<=", 1.5),
+            ("obs rows: seconds", of("obs rows", IN_PLACE, "seconds"), "<=", 2),
+            ("contiguous 5 %: times faster than the download", times_faster("contiguous 5 %"), ">=", 5),
+            ("scattered 5 %: times faster than the download", times_faster("scattered 5 %"), ">=", 1),
+        ]
+    )
 
 
 def table(title: str, found: dict[Run, Figures]) -> Table:
@@ -239,11 +240,9 @@ def main() -> int:
         found = measure_profile(job, profile, truth, options)
         console.print(table(f"{profile}; {job.n_obs:,} x {job.n_vars:,}; load {os.getloadavg()[0]:.1f}", found))
         judged = bars(found) if profile == BARRED and not (options.convert or options.way) else []
-        for b in judged:
-            verdict = "met" if b["passed"] else "NOT MET"
-            console.print(f"{verdict}  {b['bar']}: {b['measured']:,.2f} {b['sense']} {b['bound']}")
-        report[profile] = {"runs": [{"run": run, **f} for run, f in found.items()], "bars": judged}
-        wrong |= any(f.get("error") == "failed" or not f["agrees"] for f in found.values())
+        print_bars(console, judged)
+        report[profile] = reported(found, judged)
+        wrong |= is_wrong(found)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1, default=float) + "\n")
     return int(wrong)

@@ -24,7 +24,6 @@ from rich.table import Table
 from benchmarks import asking, loader, markdown, multimodal
 from benchmarks.environments import PACKAGES, interpreter
 from benchmarks.network import shaped_s3
-from benchmarks.queries import judge
 from benchmarks.questions import (
     BARRED,
     FAST,
@@ -38,6 +37,7 @@ from benchmarks.questions import (
 )
 from benchmarks.readers import H5AD, H5PY, LAZY, OURS, SLAF, SOMA, SPARSE
 from benchmarks.steps import Figures, Job, stored
+from benchmarks.verdict import judge, print_bars
 
 CELLS, GENE = "T cells", "one gene, storage"
 ASKED = (CELLS, "scattered 5 %", GENE, "50 genes x T cells", "count T cells", "whole store")
@@ -217,9 +217,7 @@ def show(console: Console, report: Figures) -> None:
     for profile, found in report.get("queries", {}).items():
         console.print(query_table(profile, found))
         console.print(*verdicts(found), sep="\n", highlight=False)
-    for b in report.get("bars", []):
-        verdict = "met    " if b["passed"] else "NOT MET"
-        console.print(f"{verdict}  {b['bar']}: {b['measured']:,.2f} {b['sense']} {b['bound']}", highlight=False)
+    print_bars(console, report.get("bars", []))
     if "loading" in report:
         console.print(loader.table("Shuffled loading", report["loading"]))
     if "multimodal" in report:

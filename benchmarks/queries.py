@@ -22,6 +22,7 @@ from benchmarks.network import shaped_s3
 from benchmarks.questions import BARRED, PROFILES, QUESTIONS, agrees, asked_bytes, limit_seconds, prepare, truths
 from benchmarks.readers import OURS
 from benchmarks.steps import Figures, Job
+from benchmarks.verdict import is_wrong, judge, print_bars, reported
 
 GENES = ("one gene, storage", "one gene, source")
 RUNS: list[Run] = [(q, OURS, "sorted") for q in QUESTIONS if q != "whole store"]
@@ -45,12 +46,6 @@ def bars(found: dict[Run, Figures]) -> list[Figures]:
         ("open: requests", found["open", OURS, "sorted"]["n_requests"], "<=", 1),
     ]
     return judge(judged)
-
-
-def judge(judged: list[tuple[str, float, str, float]]) -> list[Figures]:
-    """Say of each bar whether it is met; what is not a number meets none."""
-    keys = ("bar", "measured", "sense", "bound")
-    return [dict(zip(keys, j, strict=True), passed=j[1] <= j[3] if j[2] == "<=" else j[1] >= j[3]) for j in judged]
 
 
 def table(title: str, found: dict[Run, Figures]) -> Table:
@@ -112,11 +107,9 @@ def main() -> int:
         found = measure_profile(job, profile, truth, RUNS)
         console.print(table(f"{profile}; {job.n_obs:,} x {job.n_vars:,}; load {os.getloadavg()[0]:.1f}", found))
         judged = bars(found) if profile == BARRED else []
-        for b in judged:
-            verdict = "pass" if b["passed"] else "FAIL"
-            console.print(f"{verdict}  {b['bar']}: {b['measured']:,.2f} {b['sense']} {b['bound']}")
-        report[profile] = {"runs": [{"run": run, **f} for run, f in found.items()], "bars": judged}
-        wrong |= any(f.get("error") == "failed" or not f["agrees"] for f in found.values())
+        print_bars(console, judged)
+        report[profile] = reported(found, judged)
+        wrong |= is_wrong(found)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1, default=float) + "\n")
     return int(wrong)

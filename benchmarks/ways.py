@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.queries import X_ONLY
+from benchmarks.questions import X_ONLY
 from benchmarks.steps import CELL_TYPE
 
 if TYPE_CHECKING:

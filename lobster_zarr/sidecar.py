@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lobster_zarr.errors import FormatError
+from lobster_zarr.errors import FormatError, UnsupportedError
 from lobster_zarr.h5array import FileArray
 from lobster_zarr.h5image import FileImage
 from lobster_zarr.noted import MAX_BYTES, Note, pack
@@ -104,8 +104,20 @@ class Sidecar:
 
 
 def document(etag: str, image: FileImage, tree: Tree) -> bytes:
-    """Make the document of a file of which all that `image` and `tree` say is to be kept."""
+    """Make the document of a file of which all that `image` and `tree` say is to be kept.
+
+    Raises
+    ------
+    UnsupportedError
+        That is more than a document can hold.
+    """
     extents = image.extents()
+    n_kept = sum(len(body) for _, body in extents)
+    if n_kept > MAX_BYTES:
+        msg = (
+            f"the metadata of the file takes {n_kept:,} bytes; an index holds {MAX_BYTES:,}. Convert the file instead."
+        )
+        raise UnsupportedError(msg)
     chunks: dict[str, Any] = {}
     for array in _chunked(tree):
         index = array.index

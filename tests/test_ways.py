@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.importorskip("s3fs")  # in the group `bench`
-
 import lobster_zarr as lz
 from benchmarks.files import BUCKET, INDEXED_BUCKET, bars, digested, prepare, truths
 from benchmarks.network import ShapedS3, shaped_s3
