@@ -7,13 +7,9 @@ same file. One difference is known: numbers come in the byte order of this machi
 from __future__ import annotations
 
 import copy
-import itertools
-import os
 import pickle
 import re
-import resource
 import shutil
-import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,21 +20,17 @@ import mudata
 import mudatas
 import numpy as np
 import oracle
-import psutil
 import pytest
 import strategies
-from h5damage import CHUNKED, DAMAGES, LATEST, damaged
-from h5files import FORMS, N_OBS, N_VARS, Form, Storage, changes, forms, sample, write
+from h5files import FORMS, IN_TURN, N_OBS, N_VARS, Form, Storage, changes, forms, sample, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
-from test_real_data import BROKEN, H5AD, H5MU, _cases
 
 import lobster_zarr as lz
 from lobster_zarr import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.s3 import S3Server
@@ -132,10 +124,6 @@ def _check_query(data: Any, adata: ad.AnnData, number: int, name: str = "") -> N
 
 
 # ---------------------------------------------------------------- every form
-
-
-# CI has 15 minutes for all: it takes every third of these, a run by hand all.
-IN_TURN = slice(None, None, 3 if os.environ.get("CI") else 1)
 
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate((*FORMS, *h5old.OLD)))[IN_TURN])
@@ -379,144 +367,3 @@ def test_a_multimodal_file_is_exported_and_converted(citeseq: mudata.MuData, tmp
     oracle.assert_mudata_equal(oracle.stored_mudata(mudata.read_h5mu(tmp_path / "out.h5mu")), expected)
     lz.convert(path, tmp_path / "out.zarr", progress=False)
     lz.verify(tmp_path / "out.zarr", against=path, progress=False)
-
-
-# ---------------------------------------------------------------- damage
-
-
-def _all_of(path: Path) -> Any:
-    return lz.open(path).query(memory_limit="2GB").to_memory()
-
-
-@pytest.fixture
-def two_gigabytes() -> Iterator[None]:
-    """So much more address space, and no more: a file that asks for terabytes must not take the machine with it."""
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + (2 << 30), limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, limits)
-
-
-def _reasons(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-@pytest.mark.parametrize("name", list(DAMAGES)[IN_TURN])
-def test_damage_is_one_clear_error(name: str, tmp_path: Path, two_gigabytes: None) -> None:
-    damage = DAMAGES[name]
-    path = damaged(tmp_path / "spoilt.h5ad", damage)
-    with pytest.raises(errors.LobsterZarrError) as failure:
-        _all_of(path)
-    assert not [e for e in _reasons(failure.value) if isinstance(e, MemoryError)]
-    assert isinstance(failure.value, tuple(getattr(errors, e) for e in damage.errors)), failure.value
-    assert damage.names in str(failure.value)
-    assert damage.names or "spoilt.h5ad" in str(failure.value)
-
-
-@pytest.mark.parametrize("name", ["gzip flipped", "fletcher32 flipped", "indices past the genes"])
-def test_what_is_sound_of_a_damaged_file_is_read(name: str, shelf: Shelf, tmp_path: Path) -> None:
-    data = lz.open(damaged(tmp_path / "a.h5ad", DAMAGES[name]))
-    assert data.query("n_counts > 500").count() == (shelf.read("plain").obs["n_counts"] > 500).sum()
-    bare = data.query(X=False, layers=["dense"]).to_memory()
-    oracle.assert_equal(bare.layers["dense"], shelf.read("plain").layers["dense"])
-
-
-def _values_of(path: Path) -> np.ndarray:
-    """Where values lie in a file: the bytes of contiguous datasets and of chunks."""
-    found: list[np.ndarray] = []
-
-    def visit(_: str, node: Any) -> None:
-        if not isinstance(node, h5py.Dataset):
-            return
-        if node.id.get_offset() is not None:
-            found.append(np.arange(node.nbytes) + node.id.get_offset())
-        elif node.chunks is not None and node.shape:
-            infos = (node.id.get_chunk_info(i) for i in range(node.id.get_num_chunks()))
-            found.extend(np.arange(i.size) + i.byte_offset for i in infos)
-
-    with h5py.File(path) as file:
-        file.visititems(visit)
-    return np.concatenate(found)
-
-
-@pytest.mark.parametrize(("form", "seed"), list(itertools.product(["plain", "chunked", "latest"], range(2))))
-def test_flipped_bytes_are_an_error_or_a_result_and_nothing_else(
-    form: str, seed: int, tmp_path: Path, two_gigabytes: None
-) -> None:
-    """No other exception, no endless work; and what has a checksum is never a result.
-
-    The old format has no checksums of its metadata, and libhdf5 crashes on some that are damaged: there only
-    values are.
-    """
-    path = write(sample(), tmp_path / "a.h5ad", {"plain": FORMS["plain"], "chunked": CHUNKED, "latest": LATEST}[form])
-    sound, rng = path.read_bytes(), np.random.default_rng(seed)
-    places = np.arange(len(sound)) if form == "latest" else _values_of(path)
-    for number in range(4):
-        body = np.frombuffer(sound, np.uint8).copy()
-        at = rng.choice(places, 40 if number % 2 else 4)
-        body[at] = rng.integers(0, 256, len(at))
-        path.write_bytes(body.tobytes())
-        try:
-            result = _all_of(path)
-        except errors.LobsterZarrError as error:
-            assert str(error)  # noqa: PT017 - that there is a result instead is as good
-        else:
-            assert result.n_obs >= 0
-
-
-# ---------------------------------------------------------------- real files
-
-
-def _has_awkward(path: Path) -> bool:
-    return "awkward" in path.name or "airr" in path.name or "wu2020" in path.name
-
-
-@pytest.fixture
-def quietly() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@pytest.mark.parametrize("path", _cases([p for p in H5AD if p.stat().st_size < 3 << 20]))
-def test_a_real_file_in_place(path: Path, quietly: None) -> None:
-    if _has_awkward(path):
-        pytest.importorskip("awkward")
-    expected, data = ad.read_h5ad(path), lz.open(path)
-    oracle.assert_equal(data.to_memory(), expected)
-    rows, genes = slice(1, None, 5), slice(0, None, 7)
-    selection = lz.open(path).query(rows, genes)
-    plan = selection.explain()
-    oracle.assert_equal(selection.to_memory(), oracle.sliced(expected, rows, genes))
-    if plan.exact:
-        assert selection.stats.n_requests - plan.spent_requests == plan.n_requests
-
-
-@pytest.mark.parametrize("path", _cases([p for p in H5AD if p.stat().st_size >= 3 << 20]))
-def test_a_large_real_file_in_place(path: Path, quietly: None) -> None:
-    expected = ad.read_h5ad(path)
-    rows, genes = slice(100, 900), slice(3, None, 11)
-    oracle.assert_equal(lz.open(path).query(rows, genes).to_memory(), oracle.sliced(expected, rows, genes))
-
-
-@pytest.mark.parametrize("path", _cases(H5MU))
-def test_a_real_multimodal_file_in_place(path: Path, quietly: None) -> None:
-    if _has_awkward(path):
-        pytest.importorskip("awkward")
-    mudatas.assert_mudata_equal(lz.open(path).to_memory(), mudata.read_h5mu(path))
-
-
-@pytest.mark.parametrize("path", _cases(BROKEN))
-def test_a_broken_real_file_is_refused(path: Path) -> None:
-    with pytest.raises(errors.LobsterZarrError, match=re.escape(path.stem)):
-        lz.open(path).to_memory()
-
-
-@pytest.mark.parametrize("path", _cases([p for p in H5AD if 1 << 20 < p.stat().st_size < 2 << 20][:4]))
-def test_a_real_file_on_s3(path: Path, s3: S3Server, quietly: None) -> None:
-    uri = _uploaded(s3, path, "real")
-    expected = oracle.sliced(ad.read_h5ad(path), slice(5, 40), slice(None))
-    data = lz.open(uri, storage_options=s3.storage_options)
-    oracle.assert_equal(data.query(slice(5, 40)).to_memory(), expected)
