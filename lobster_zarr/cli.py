@@ -11,13 +11,13 @@ import os
 import re
 import shutil
 import sys
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lobster_zarr.cli_options import AsJson, Endpoint, Scheduler, cluster_of, options_of
 from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
 from lobster_zarr.output import OUTPUTS, TABLES, check_kind, check_output, drawn, save
 from lobster_zarr.report import human_bytes
@@ -25,8 +25,6 @@ from lobster_zarr.typeset import WIDTH, shortened
 from lobster_zarr.wholefile import whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from lobster_zarr.muquery import MultimodalSelection
     from lobster_zarr.query import Selection
 
@@ -40,16 +38,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Endpoint = Annotated[
-    str | None,
-    typer.Option("--endpoint-url", help="S3 endpoint; AWS_ENDPOINT_URL by default.", metavar="URL"),
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option("--scheduler", help="Share the work with the dask cluster at this address.", metavar="ADDRESS"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Codec(StrEnum):
@@ -87,25 +75,6 @@ class Compression(StrEnum):
     gzip = "gzip"
     lzf = "lzf"
     none = "none"
-
-
-def _options(endpoint_url: str | None) -> dict[str, Any]:
-    return {"endpoint_url": endpoint_url} if endpoint_url else {}
-
-
-@contextmanager
-def _cluster(scheduler: str | None) -> Iterator[Any]:
-    """Connect to a scheduler; without an address, None."""
-    if scheduler is None:
-        yield None
-        return
-    from distributed import Client
-
-    from lobster_zarr.client import check_scheduler
-
-    check_scheduler(scheduler)
-    with Client(scheduler, set_as_default=False) as client:  # type: ignore[no-untyped-call]
-        yield client
 
 
 def _source(text: str) -> Any:
@@ -151,7 +120,7 @@ def convert(
     import lobster_zarr as lz
 
     placement = {"sse": sse and sse.value, "sse_kms_key_id": sse_kms_key_id, "storage_class": storage_class}
-    with _cluster(scheduler) as client:
+    with cluster_of(scheduler) as client:
         report = lz.convert(
             _source(src),
             dest,
@@ -160,7 +129,7 @@ def convert(
             codec=codec.value,
             memory_limit=memory_limit,
             overwrite=overwrite,
-            storage_options=_options(endpoint_url) | placement,
+            storage_options=options_of(endpoint_url) | placement,
             client=client,
             axis=axis,  # type: ignore[arg-type]  # checked there
         )
@@ -177,7 +146,7 @@ def info(
     """Show what a store holds: one request."""
     import lobster_zarr as lz
 
-    told = lz.open(uri, _options(endpoint_url)).info()
+    told = lz.open(uri, options_of(endpoint_url)).info()
     typer.echo(json.dumps(told.to_dict()) if as_json else str(told))
 
 
@@ -192,7 +161,7 @@ def index(
     """Keep where the chunks of a file lie: it then opens in one request."""
     import lobster_zarr as lz
 
-    report = lz.index(uri, _options(endpoint_url), local=local)
+    report = lz.index(uri, options_of(endpoint_url), local=local)
     typer.echo(json.dumps(report.to_dict()) if as_json else str(report))
 
 
@@ -228,7 +197,7 @@ def query(
     if var is not None and out is None and not explain:
         msg = "--var selects the genes of an output: it needs -o or --explain."
         raise InvalidArgumentError(msg)
-    data = lz.open(uri, _options(endpoint_url))
+    data = lz.open(uri, options_of(endpoint_url))
     names = [v.strip() for v in var.split(",") if v.strip()] if var is not None else None
     selection: Selection | MultimodalSelection
     if isinstance(data, lz.MultimodalDataset):
@@ -249,7 +218,7 @@ def query(
     if out is None:
         told["n_obs"] = selection.count()
     else:
-        with _cluster(scheduler) as client:
+        with cluster_of(scheduler) as client:
             told |= {"n_obs": save(selection, out, client, overwrite=overwrite), "out": str(out)}
     told |= {"requests": data.stats.n_requests, "bytes": data.stats.n_bytes}
     if as_json:
@@ -287,7 +256,7 @@ def sql(
 
     if out is not None:
         check_output(out, TABLES, overwrite=overwrite)
-    table = lz.open(uri, _options(endpoint_url)).sql(query)
+    table = lz.open(uri, options_of(endpoint_url)).sql(query)
     if out is None:
         shown, n_left = drawn(table, shutil.get_terminal_size((WIDTH, 24)).columns)
         typer.echo(shown)
@@ -322,7 +291,7 @@ def export(
         modality=modality,
         compression=compression.value,
         overwrite=overwrite,
-        storage_options=_options(endpoint_url),
+        storage_options=options_of(endpoint_url),
     )
     typer.echo(f"{shortened(str(path), WIDTH - 12)} ({human_bytes(path.stat().st_size)})")
 
@@ -338,9 +307,9 @@ def verify(
     """Read every chunk of a store and check it; with --against, compare it with its source."""
     import lobster_zarr as lz
 
-    with _cluster(scheduler) as client:
+    with cluster_of(scheduler) as client:
         report = lz.verify(
-            uri, None if against is None else _source(against), storage_options=_options(endpoint_url), client=client
+            uri, None if against is None else _source(against), storage_options=options_of(endpoint_url), client=client
         )
     typer.echo(str(report))
 
@@ -360,7 +329,7 @@ def doctor(
     import lobster_zarr as lz
     from lobster_zarr.doctor import repair
 
-    options = _options(endpoint_url)
+    options = options_of(endpoint_url)
     found = lz.doctor(uri, options)
     told = found if fix is None or found.healthy else repair(found, fix, options)
     typer.echo(json.dumps(told.to_dict()) if as_json else str(told))

@@ -146,7 +146,7 @@ RINGS: dict[int, set[str]] = {
     }
     | {"transfer", "listing", "removal"}  # whole files
     | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
-    7: {"__init__", "__main__", "cli", "output", "demo", "bucket", "lobster"}
+    7: {"__init__", "__main__", "cli", "cli_options", "output", "demo", "bucket", "lobster"}
     | {"backends", "backend", "kinds", "rooted", "documented", "datafile", "facts", "answer", "workspace"}  # edges
     | {"lobster_adapter", "lobster_files", "lobster_record", "lobster_workspace"},  # rooms of the Lobster AI plug-in
 }
