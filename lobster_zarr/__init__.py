@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lobster_zarr import errors
     from lobster_zarr.byterange import Network
     from lobster_zarr.convert import convert
+    from lobster_zarr.cost import CostReport, cost
     from lobster_zarr.dataset import Dataset
     from lobster_zarr.diagnosis import Diagnosis
     from lobster_zarr.doctor import doctor
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConversionReport",
+    "CostReport",
     "Dataset",
     "Diagnosis",
     "IndexReport",
@@ -37,6 +39,7 @@ __all__ = [
     "Network",
     "Selection",
     "convert",
+    "cost",
     "doctor",
     "errors",
     "export",
@@ -50,6 +53,7 @@ __version__ = _version("lobster_zarr")
 # Loaded on first use: anndata alone takes a second to import.
 _HOMES = {
     "ConversionReport": "report",
+    "CostReport": "cost",
     "Dataset": "dataset",
     "Diagnosis": "diagnosis",
     "IndexReport": "h5index",
@@ -58,6 +62,7 @@ _HOMES = {
     "Network": "byterange",
     "Selection": "query",
     "convert": "convert",
+    "cost": "cost",
     "doctor": "doctor",
     "export": "export",
     "index": "h5index",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lobster_zarr import cli_bucket, cli_cost
 from lobster_zarr.cli_options import AsJson, Endpoint, Scheduler, cluster_of, options_of
 from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
 from lobster_zarr.output import OUTPUTS, TABLES, check_kind, check_output, drawn, save
@@ -341,6 +342,10 @@ def demo() -> None:
     from lobster_zarr.demo import run_demo
 
     run_demo()
+
+
+app.add_typer(cli_bucket.app)
+app.command()(cli_cost.cost)
 
 
 def main() -> None:

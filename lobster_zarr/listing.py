@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     """Names of the files and of the folders of a folder, given by its path below the start."""
 
 STORE_SUFFIX = ".zarr"
+_MISSING = 404
 
 
 def names(where: Location, storage_options: Mapping[str, Any] | None = None, pattern: str = "*") -> list[str]:
@@ -62,6 +63,32 @@ def names(where: Location, storage_options: Mapping[str, Any] | None = None, pat
     with s3_client(where, access, LIST) as client:
         found = _walk(_s3_level(client, where, payer(access)), "", wanted)
         return sorted({f"{where}/{name}" for name in found})
+
+
+def objects(client: Any, where: Location, access: Access) -> Iterator[dict[str, Any]]:
+    """Yield all objects below a prefix as S3 lists them; where there are none, the object of that name itself.
+
+    A request for 1,000 of them. The folders that a console makes are left out.
+    """
+    from botocore.exceptions import ClientError
+
+    below = f"{where.prefix}/" if where.prefix else ""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=where.root, Prefix=below, **payer(access))
+    found = False
+    for page in pages:
+        for entry in page.get("Contents", ()):
+            if not entry["Key"].endswith("/"):
+                found = True
+                yield entry
+    if found or not below:
+        return
+    try:
+        head = client.head_object(Bucket=where.root, Key=where.prefix, **payer(access))
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] != _MISSING:
+            raise
+        return
+    yield {"Key": where.prefix, "Size": head["ContentLength"], **head}
 
 
 def _walk(level: Level, folder: str, pattern: Sequence[str]) -> Iterator[str]:

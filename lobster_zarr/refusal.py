@@ -29,7 +29,7 @@ _BAD_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurity", "R
 _BAD_TOKEN = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
 _WRONG_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 _TOO_FAST = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
-_IDENTITY = "`aws sts get-caller-identity` tells whose credentials are used"
+IDENTITY = "`aws sts get-caller-identity` tells whose credentials are used"
 
 
 class Operation(NamedTuple):
@@ -152,7 +152,7 @@ def _refused_by_s3(response: Mapping[str, Any], where: Location, access: Access)
             else "Check key, secret and the clock"
         )
         return errors.CredentialsError(
-            f"S3 does not accept the credentials for {where} ({code}). {remedy}; {_IDENTITY}."
+            f"S3 does not accept the credentials for {where} ({code}). {remedy}; {IDENTITY}."
         )
     if code in _WRONG_REGION or 300 <= status < 400:
         return _elsewhere(response, where, access)
@@ -177,7 +177,7 @@ def _denied(operation: Operation, key: str, where: Location, access: Access) -> 
     allowed = f"{operation.permission} on {resource}" if where.scheme == "s3" else f"to {operation.verb} it"
     if operation is WRITE and access.sse == "aws:kms":
         allowed += f", and kms:GenerateDataKey on {access.sse_kms_key_id or 'the KMS key of the bucket'}"
-    remedy = f"Ask its owner, or use other credentials; {_IDENTITY}" if where.scheme == "s3" else "Ask its owner"
+    remedy = f"Ask its owner, or use other credentials; {IDENTITY}" if where.scheme == "s3" else "Ask its owner"
     return errors.AccessDeniedError(
         f"Access denied: cannot {operation.verb} {key!r} in {where}, expected credentials that allow "
         f"{allowed}. {remedy}."

@@ -59,6 +59,7 @@ RINGS: dict[int, set[str]] = {
         "refusal",
         "loop",
         "place",
+        "s3bucket",
         "s3client",
         "wholefile",
         "store",
@@ -144,9 +145,10 @@ RINGS: dict[int, set[str]] = {
         "write",
         "commit",
     }
-    | {"transfer", "listing", "removal"}  # whole files
+    | {"transfer", "listing", "removal", "replicate", "prices", "cost"}  # whole files
+    | {"accesslog", "bucketchange", "bucketlinks", "bucketpolicy", "bucketreport", "lifecycle"}  # whole buckets
     | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
-    7: {"__init__", "__main__", "cli", "cli_options", "output", "demo", "bucket", "lobster"}
+    7: {"__init__", "__main__", "cli", "cli_bucket", "cli_cost", "cli_options", "output", "demo", "bucket", "lobster"}
     | {"backends", "backend", "kinds", "rooted", "documented", "datafile", "facts", "answer", "workspace"}  # edges
     | {"lobster_adapter", "lobster_files", "lobster_record", "lobster_workspace"},  # rooms of the Lobster AI plug-in
 }
@@ -154,6 +156,7 @@ RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules
 
 EXPORTS = [
     "ConversionReport",
+    "CostReport",
     "Dataset",
     "Diagnosis",
     "IndexReport",
@@ -162,6 +165,7 @@ EXPORTS = [
     "Network",
     "Selection",
     "convert",
+    "cost",
     "doctor",
     "errors",
     "export",
