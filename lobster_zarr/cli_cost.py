@@ -25,7 +25,7 @@ def cost(
     whole_bytes: Annotated[
         str | None, typer.Option(help="Size of the file that would be downloaded instead.", metavar="SIZE")
     ] = None,
-    egress: Annotated[bool, typer.Option(help="Whether it is read from outside AWS.")] = True,
+    egress: Annotated[bool, typer.Option("--egress/--no-egress", help="Whether it is read from outside AWS.")] = True,
     prices: Annotated[Path | None, typer.Option(help="JSON or TOML with prices of your own.", metavar="FILE")] = None,
     endpoint_url: Endpoint = None,
     as_json: AsJson = False,

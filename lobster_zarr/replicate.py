@@ -267,7 +267,7 @@ def replicate(
     destination_options
         Those of the destination, where they are others.
     overwrite
-        Replace a store or file that is there and differs. Its root goes first.
+        Replace a store or file that is there and differs. Its root goes first; where there is none, nothing is deleted.
     dry_run
         Only tell what would be copied.
     progress
@@ -310,8 +310,8 @@ def _ends(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -
     for end in (where, to):
         if end.scheme != "s3":
             raise InvalidArgumentError(f"{end} is not on S3, expected s3://bucket/key. `upload` goes there.")
-    if f"{to}/".startswith(f"{where}/"):
-        raise InvalidArgumentError(f"{to} is {where} or lies below it, expected another place.")
+    if f"{to}/".startswith(f"{where}/") or f"{where}/".startswith(f"{to}/"):
+        raise InvalidArgumentError(f"{where} and {to} are the same or one lies in the other, expected two places.")
     return where, to
 
 
@@ -331,11 +331,12 @@ def _replicated(copy: _Copy, *, overwrite: bool, dry_run: bool, progress: bool) 
     present = {name: entry for name, entry in entries.items() if name in there}
     judged = copy.compared(present, there)
     missing = {name: entry for name, entry in entries.items() if not judged.get(name)}
-    stale = _stale(entries, there, [name for name in missing if name in there])
-    if stale and not overwrite:
+    stale, foreign = _stale(entries, there, [name for name, same in judged.items() if same is False])
+    if stale and (foreign or not overwrite):
+        remedy = "Name another place" + (", or delete it yourself" if foreign else ", or pass overwrite=True")
         raise ConflictError(
             f"{copy.target.where} holds something else: {len(stale):,} objects that {copy.source.where} does not have, "
-            f"or not so, such as {copy.target.key(stale[0])['Key']}. Name another place, or pass overwrite=True."
+            f"or not so, such as {copy.target.key(stale[0])['Key']}. {remedy}."
         )
     n_by_size = 0
     copied_bytes = sum(entry.size_bytes for entry in missing.values())
@@ -358,17 +359,21 @@ def _replicated(copy: _Copy, *, overwrite: bool, dry_run: bool, progress: bool) 
     )
 
 
-def _stale(entries: Mapping[str, _Entry], there: Mapping[str, _Entry], differing: Iterable[str]) -> list[str]:
-    """Return what has to go from the destination first: metadata and files that differ, and more that a store has.
+def _stale(
+    entries: Mapping[str, _Entry], there: Mapping[str, _Entry], differing: Iterable[str]
+) -> tuple[list[str], bool]:
+    """Return what has to go from the destination first, and whether some of it is of no store, so that it may not.
 
-    Chunks that differ below no root, or below the right one, are of a copy that broke off or was damaged.
+    That is metadata and files that differ, and what a store has more. Chunks that differ are of a copy that broke off
+    or was damaged: they are replaced.
     """
     _, documents, roots = _phases(list(entries))
-    folders = [posixpath.dirname(name) for name in roots]
-    metadata = {*documents, *roots}
+    metadata, folders = {*documents, *roots}, {posixpath.dirname(name) for name in roots}
+    opens = {posixpath.dirname(name) for name in roots if name in there}
 
-    def in_store(name: str) -> bool:
-        return any(not folder or name.startswith(f"{folder}/") for folder in folders)
+    def lies_in(name: str, stores: Iterable[str]) -> bool:
+        return any(not folder or name.startswith(f"{folder}/") for folder in stores)
 
-    other = [name for name in differing if name in metadata or not in_store(name)]
-    return other + [name for name in there if name not in entries and in_store(name)]
+    other = [name for name in differing if name in metadata or not lies_in(name, folders)]
+    more = [name for name in there if name not in entries and lies_in(name, folders)]
+    return other + more, not all(lies_in(name, opens) for name in more)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from botocore.exceptions import ClientError
+from gates import gate
 from test_cli import run
 
 import lobster_zarr as lz
@@ -395,14 +396,18 @@ def test_replication_needs_versions_on_both_sides(s3: S3Server, name: str) -> No
         client.put_bucket_versioning(Bucket=side, VersioningConfiguration={"Status": "Enabled"})
     assert bucket.replicate_to(name, target, ROLE, prefix="exp/", dry_run=True, **options).added
     assert bucket.describe(name, s3.storage_options).replication == {}
-    bucket.replicate_to(name, target, ROLE, prefix="exp/", storage_class="STANDARD_IA", **options)
+    with gate(s3.endpoint) as line:  # the test's server keeps no prefix of a replication
+        through = {**s3.storage_options, "endpoint_url": line.endpoint}
+        bucket.replicate_to(name, target, ROLE, prefix="exp/", storage_class="STANDARD_IA", storage_options=through)
+        sent = [asked.body.decode() for asked in line.asked if asked.method == "PUT"]
+    assert [text.count("<Filter><Prefix>exp/</Prefix></Filter>") for text in sent] == [1]
     bucket.replicate_to(name, target, ROLE, prefix="raw/", **options)
     told = client.get_bucket_replication(Bucket=name)["ReplicationConfiguration"]
     assert told["Role"] == ROLE
     first, second = told["Rules"]
-    assert first["Filter"] == {"Prefix": "exp/"}
     assert first["Destination"] == {"Bucket": f"arn:aws:s3:::{target}", "StorageClass": "STANDARD_IA"}
-    assert (second["Filter"], second["Status"]) == ({"Prefix": "raw/"}, "Enabled")
+    assert (first["Status"], second["Status"]) == ("Enabled", "Enabled")
+    assert [rule["ID"] for rule in (first, second)] == [f"to {target}/exp/", f"to {target}/raw/"]
     assert int(first["Priority"]) != int(second["Priority"])
     with pytest.raises(errors.ConflictError, match="one role"):
         bucket.replicate_to(name, target, f"{ROLE}2", **options)

@@ -129,6 +129,9 @@ def test_what_is_something_else_stays_unless_told_so(s3: S3Server, store: str, t
     with pytest.raises(errors.ConflictError, match="overwrite"):
         copied(store, f"{target}/b.zarr", s3.storage_options)
     assert objects(s3, target) == before
+    with pytest.raises(errors.ConflictError, match="delete it yourself"):
+        copied(store, target, s3.storage_options, overwrite=True)  # which is no store
+    assert objects(s3, target) == before
     copied(store, f"{target}/b.zarr", s3.storage_options, overwrite=True)
     assert objects(s3, f"{target}/b.zarr") == objects(s3, store)
 
@@ -174,7 +177,13 @@ def test_the_copy_lies_as_its_options_say(s3: S3Server, store: str, target: str)
 
 def test_what_cannot_be_copied(s3: S3Server, store: str, target: str) -> None:
     options: dict[str, Any] = s3.storage_options
-    for source, to in ((store, "a.zarr"), ("a.zarr", store), (store, store), (store, f"{store}/b.zarr")):
+    for source, to in (
+        (store, "a.zarr"),
+        ("a.zarr", store),
+        (store, store),
+        (store, f"{store}/b.zarr"),
+        (store, "s3://copy-from"),
+    ):
         with pytest.raises(errors.InvalidArgumentError):
             copied(source, to, options)
     with pytest.raises(errors.NotFoundError, match="nothing at"):
