@@ -38,7 +38,7 @@ MOST_NAMES = 10_000
 OTHERS = "(others)"
 MOST_SHOWN = 10
 _MOST_MALFORMED = 10
-_LINE_BYTES = 64 << 10
+_LINE_BYTES = 32 << 10
 _BLOCK_BYTES = 1 << 16
 _AT_ONCE = 10
 
@@ -323,7 +323,7 @@ def _remote(where: Location, access: Access, *, progress: bool) -> Iterator[_Tal
 
         n_files = sum(1 for _ in keys()) if bars.enabled else 0
         with bars.phase("Read logs", n_files, "files") as advance, ThreadPoolExecutor(_AT_ONCE) as pool:
-            for some in batched(keys(), 4 * _AT_ONCE, strict=False):  # there are no more tallies at once
+            for some in batched(keys(), 4 * _AT_ONCE):  # no more tallies at once than these
                 for tally in pool.map(one, some):
                     advance(1)
                     yield tally

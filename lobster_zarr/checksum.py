@@ -122,7 +122,7 @@ def agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
     whole = not came_in_parts(other)
     noted = one.get("Metadata", {}).get(NOTED_SHA256)
     if noted and whole and "ChecksumSHA256" in other:
-        return b64decode(other["ChecksumSHA256"]).hex() == noted
+        return bool(b64decode(other["ChecksumSHA256"]).hex() == noted)
     if whole and not came_in_parts(one):
         for name in (*_SUMS, "ChecksumCRC64NVME"):
             if name in one and name in other:

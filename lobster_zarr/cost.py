@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from lobster_zarr.byterange import Network
+from lobster_zarr.doctor import cost_of_opening
 from lobster_zarr.errors import InvalidArgumentError, NotFoundError, UnsupportedError
 from lobster_zarr.listing import objects
 from lobster_zarr.location import Access
+from lobster_zarr.loop import run
+from lobster_zarr.multimodal import MultimodalDataset
 from lobster_zarr.multimodal import open as open_store
 from lobster_zarr.place import place
 from lobster_zarr.placement import BILLED_FROM_BYTES, INFREQUENT, NOT_AT_ONCE
@@ -211,7 +215,8 @@ def cost(
 ) -> CostReport:
     """Price a store, a file or all below a prefix, and a use of it.
 
-    One request for 1,000 objects; a query is planned as from cold, which reads what its plan needs.
+    One request for 1,000 objects; a query is planned as from cold, opening included, which reads what
+    its plan needs.
 
     Parameters
     ----------
@@ -272,9 +277,12 @@ def _planned(uri: str, use: Use, storage_options: Mapping[str, Any] | None) -> t
     if use.query is None:
         return "as given", use
     data = open_store(uri, storage_options)  # a fresh one: what others have read would cost nothing
+    root = data.reader.root if isinstance(data, MultimodalDataset) else data.reader
+    opening, _ = run(cost_of_opening(root, Network()))
     plan = data.query(use.query, use.var).explain()
-    n_requests = data.stats.n_requests + plan.n_requests
-    return str(use.query), Use(use.per_month, use.query, use.var, n_requests, data.stats.n_bytes + plan.n_bytes)
+    n_requests = opening.n_requests + data.stats.n_requests + plan.n_requests
+    n_bytes = opening.n_bytes + data.stats.n_bytes + plan.n_bytes
+    return str(use.query), Use(use.per_month, use.query, use.var, n_requests, n_bytes)
 
 
 def estimate(

@@ -166,7 +166,7 @@ def _checked(rule: Mapping[str, Any], *, archive: bool) -> Iterator[str]:
         yield f"{rule['ID']!r} has no prefix: everything in the bucket is deleted {days} days after it was written"
 
 
-def _checked_days(what: str, moves: Sequence[tuple[str, int]], expiration: int | None) -> Iterator[str]:
+def _checked_days(what: str, moves: Sequence[tuple[str, Any]], expiration: int | None) -> Iterator[str]:
     """Refuse days that S3 does not take; yield where a class is billed longer than it is used."""
     for name, days in moves:
         least = _NOT_BEFORE_DAYS.get(name, 0)

@@ -301,7 +301,7 @@ def replicate(
             access.check_endpoint()
             with explained(end, access, LIST):
                 sides.append(_Side(end, access, stack.enter_context(closing(access.client()))))
-        copy = _Copy(*sides, storage_options, target_options)
+        copy = _Copy(sides[0], sides[1], storage_options, target_options)
         return _replicated(copy, overwrite=overwrite, dry_run=dry_run, progress=progress)
 
 

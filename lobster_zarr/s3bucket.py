@@ -106,8 +106,11 @@ class Bucket:
 
     def put(self, aspect: Aspect, value: Any) -> None:
         """Replace a part of the configuration."""
-        given = json.dumps(value) if aspect is POLICY else value
-        self._ask(f"put_{aspect.call}", "change", aspect, f"s3:Put{aspect.permission}", **{aspect.argument: given})
+        given = {aspect.argument: json.dumps(value) if aspect is POLICY else value}
+        if aspect is LIFECYCLE:  # what S3 tells in one it takes in two
+            others = {name: other for name, other in value.items() if name != "Rules"}
+            given = {aspect.argument: {"Rules": value["Rules"]}, **others}
+        self._ask(f"put_{aspect.call}", "change", aspect, f"s3:Put{aspect.permission}", **given)
 
     def region(self) -> str:
         """Return the region that the bucket lies in."""
@@ -116,11 +119,14 @@ class Bucket:
         return {None: "us-east-1", "EU": "eu-west-1"}.get(told, str(told))
 
     def _ask(self, call: str, verb: str, aspect: Aspect, permission: str, **arguments: Any) -> dict[str, Any]:
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import ClientError, ParamValidationError
 
         request: Callable[..., dict[str, Any]] = getattr(self.client, call)
         try:
             answer = request(Bucket=self.name, **arguments)
+        except ParamValidationError as error:
+            report = " ".join(error.kwargs["report"].split())
+            raise InvalidArgumentError(f"Cannot {verb} the {aspect.name} of {self}: {report}") from None
         except ClientError as error:
             code = error.response["Error"]["Code"]
             if aspect.absent and code == aspect.absent:

@@ -90,7 +90,7 @@ def test_a_store_is_one_name_and_keys_are_decoded(logs: Path) -> None:
 
 
 def test_lines_that_are_none_are_counted_and_named(tmp_path: Path) -> None:
-    wrong = ["not a line", line(day="06/Feb"), line(day="06/Foo/2019"), line(status="ok"), line() + '"', "x" * 100_000]
+    wrong = ["not a line", line(day="06/Feb"), line(day="06/Foo/2019"), line(status="ok"), line()[:250], "x" * 100_000]
     (tmp_path / "log").write_text("\n".join([LINES[0], *wrong, "", LINES[1]]))
     told = analyze_logs(tmp_path)
     assert (told.total.n_requests, told.n_malformed) == (2, len(wrong))

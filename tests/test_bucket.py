@@ -168,8 +168,8 @@ def test_what_may_not_be_read_is_told_and_found_no_fault_with(s3: S3Server, name
         with pytest.raises(errors.AccessDeniedError, match="s3:GetBucketPolicy on arn"):
             bucket.restrict(name, tls_only=True, storage_options=s3.storage_options | user)
     assert "versioning" not in told.unread
-    assert {"policy", "encryption", "lifecycle"} <= set(told.unread)
-    assert [finding for finding in told.findings if "versioning" not in finding] == []
+    assert {"policy", "lifecycle", "logging"} <= set(told.unread)
+    assert not any(part in finding for part in ("TLS", "interrupted", "who reads") for finding in told.findings)
 
 
 # ---------------------------------------------------------------- policies
@@ -179,6 +179,11 @@ def allowed(s3: S3Server, name: str, policy: dict[str, Any]) -> dict[str, Any]:
     """The options of a user who has this policy and no other."""
     iam = s3.client("iam")
     keys = s3.user(name)
+    arn = next(s["Resource"] for s in policy["Statement"] if "s3:GetBucketLocation" in s["Action"])
+    if any("s3:DeleteObject" in statement["Action"] for statement in policy["Statement"]):
+        # Of a deletion in bulk S3 asks for each object, the test's server for the bucket.
+        bulk = {"Effect": "Allow", "Action": "s3:DeleteObject", "Resource": arn}
+        policy = {**policy, "Statement": [*policy["Statement"], bulk]}
     iam.put_user_policy(UserName=name, PolicyName="own", PolicyDocument=json.dumps(policy))
     return {**s3.storage_options, **keys}
 
