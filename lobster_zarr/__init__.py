@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lobster_zarr import errors
     from lobster_zarr.byterange import Network
+    from lobster_zarr.catalog import Catalog, catalog
     from lobster_zarr.convert import convert
     from lobster_zarr.dataset import Dataset
     from lobster_zarr.diagnosis import Diagnosis
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
     from lobster_zarr.muquery import MultimodalSelection
     from lobster_zarr.query import Selection
     from lobster_zarr.report import ConversionReport
+    from lobster_zarr.rollback import RollbackReport, rollback
     from lobster_zarr.verify import verify
+    from lobster_zarr.versions import Version, Versions, versions
 
 __all__ = [
+    "Catalog",
     "ConversionReport",
     "Dataset",
     "Diagnosis",
@@ -35,20 +39,27 @@ __all__ = [
     "MultimodalDataset",
     "MultimodalSelection",
     "Network",
+    "RollbackReport",
     "Selection",
+    "Version",
+    "Versions",
+    "catalog",
     "convert",
     "doctor",
     "errors",
     "export",
     "index",
     "open",
+    "rollback",
     "verify",
+    "versions",
 ]
 
 __version__ = _version("lobster_zarr")
 
 # Loaded on first use: anndata alone takes a second to import.
 _HOMES = {
+    "Catalog": "catalog",
     "ConversionReport": "report",
     "Dataset": "dataset",
     "Diagnosis": "diagnosis",
@@ -56,13 +67,19 @@ _HOMES = {
     "MultimodalDataset": "multimodal",
     "MultimodalSelection": "muquery",
     "Network": "byterange",
+    "RollbackReport": "rollback",
     "Selection": "query",
+    "Version": "versions",
+    "Versions": "versions",
+    "catalog": "catalog",
     "convert": "convert",
     "doctor": "doctor",
     "export": "export",
     "index": "h5index",
     "open": "multimodal",
+    "rollback": "rollback",
     "verify": "verify",
+    "versions": "versions",
 }
 
 

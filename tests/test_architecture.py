@@ -38,6 +38,7 @@ RINGS: dict[int, set[str]] = {
         "_source",
         "checksum",
         "markup",
+        "history",
     },  # pure model
     3: {
         "plan",
@@ -73,6 +74,8 @@ RINGS: dict[int, set[str]] = {
         "h5store",
         "h5tree",
         "h5fetch",
+        "versioning",
+        "versionstore",
     },  # talks to a network
     5: {
         "table",
@@ -145,14 +148,27 @@ RINGS: dict[int, set[str]] = {
         "commit",
     }
     | {"transfer", "listing", "removal"}  # whole files
+    | {"catalog", "holdings", "glance", "versions", "rollback"}  # what there is, and was
     | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
-    7: {"__init__", "__main__", "cli", "cli_options", "output", "demo", "bucket", "lobster"}
+    7: {
+        "__init__",
+        "__main__",
+        "cli",
+        "cli_options",
+        "cli_catalog",
+        "cli_versions",
+        "output",
+        "demo",
+        "bucket",
+        "lobster",
+    }
     | {"backends", "backend", "kinds", "rooted", "documented", "datafile", "facts", "answer", "workspace"}  # edges
     | {"lobster_adapter", "lobster_files", "lobster_record", "lobster_workspace"},  # rooms of the Lobster AI plug-in
 }
 RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules}
 
 EXPORTS = [
+    "Catalog",
     "ConversionReport",
     "Dataset",
     "Diagnosis",
@@ -160,14 +176,20 @@ EXPORTS = [
     "MultimodalDataset",
     "MultimodalSelection",
     "Network",
+    "RollbackReport",
     "Selection",
+    "Version",
+    "Versions",
+    "catalog",
     "convert",
     "doctor",
     "errors",
     "export",
     "index",
     "open",
+    "rollback",
     "verify",
+    "versions",
 ]
 
 # Slow or optional: `import lobster_zarr` leaves them to the function that needs them.
