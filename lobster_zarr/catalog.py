@@ -193,7 +193,7 @@ def catalog(
     where, access = place(uri), Access.of(storage_options)
     found = holdings(objects(where, access), is_store=suffix(where) == STORE_SUFFIX)
     with Progress(enabled=progress).phase("Read metadata", len(found), "objects") as advance:
-        told = run(_read(UriStore(uri if where.is_secret else str(where), storage_options), found, advance))
+        told = run(_read(UriStore(str(where), storage_options), found, advance))
     return Catalog(str(where), tuple(_entry(where, h, t) for h, t in zip(found, told, strict=True)))
 
 
@@ -222,8 +222,8 @@ async def _read(
 
 def _entry(where: Location, holding: Holding, told: bytes | LobsterZarrError | None) -> CatalogEntry:
     uri = f"{str(where).rstrip('/')}/{holding.path}".rstrip("/")
-    facts = {"n_bytes": holding.n_bytes, "n_objects": holding.n_objects, "modified": holding.modified}
-    made = {"uri": uri, "form": holding.form, **facts}
+    made: dict[str, Any] = {name: getattr(holding, name) for name in ("form", "n_bytes", "n_objects", "modified")}
+    made["uri"] = uri
     try:
         if isinstance(told, LobsterZarrError):
             raise told

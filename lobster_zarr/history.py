@@ -132,15 +132,31 @@ class History:
 
     def _is_contested(self, commit: Entry, *, is_ours: bool) -> bool:
         """Whether the root may have been written or deleted again within the second of a commit."""
-        past = self.by_key[self.root]
-        within = [e for e in past if e.at == commit.at]
-        versions = [e for e in within if not e.is_deletion]
-        n_deleted = len(within) - len(versions)
-        if commit.is_latest or not n_deleted:
-            return versions[0] is not commit
-        before = next((e for e in past if e.at < commit.at), None)
-        n_before_it = len(versions) - 1 + (before is not None and not before.is_deletion)
-        return versions[0] is not commit or not is_ours or n_deleted != n_before_it
+        within = [e for e in self.by_key[self.root] if e.at == commit.at]
+        if next(e for e in within if not e.is_deletion) is not commit:
+            return True
+        has_deletion = any(e.is_deletion for e in within)
+        return has_deletion and not commit.is_latest and not (is_ours and self._stood[commit.at])
+
+    @cached_property
+    def _stood(self) -> dict[dt.datetime, bool | None]:
+        """Whether there was a root at the end of each second in which there was a change; None where S3 does not say.
+
+        S3 does not order versions and deletions of one second. But where each version but a first one
+        follows a deletion, their numbers tell which came last.
+        """
+        stood: bool | None = None  # of what came before, nothing may be left
+        found: dict[dt.datetime, bool | None] = {}
+        for at, group in groupby(reversed(self.by_key[self.root]), attrgetter("at")):
+            kinds = [entry.is_deletion for entry in group]
+            n_deleted, n_written = sum(kinds), len(kinds) - sum(kinds)
+            if not n_deleted or not n_written:
+                stood = not n_deleted
+            elif stood is not None:
+                left = n_deleted - (n_written - 1 + stood)
+                stood = {0: True, 1: False}.get(left)
+            found[at] = stood
+        return found
 
     def _unclear(self, commit: Entry, key: str) -> ConflictError:
         msg = (

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lobster_zarr.commit import ROOT as ROOTS
-from lobster_zarr.errors import ConflictError
+from lobster_zarr.errors import ConflictError, InvalidArgumentError
 from lobster_zarr.layout import MARKER
 from lobster_zarr.location import Access
 from lobster_zarr.place import place
@@ -150,6 +150,8 @@ def rollback(
     ------
     NotFoundError
         There is no such version, or objects of it are gone.
+    InvalidArgumentError
+        It is a modality of a MuData store.
     UnsupportedError, ConflictError, VerificationError
         The bucket keeps no versions; objects of the version cannot be told from those of another; or
         somebody else wrote at the same time.
@@ -157,6 +159,9 @@ def rollback(
         S3 refused or failed.
     """
     where, access = place(uri), Access.of(storage_options)
+    if where.prefix.split("/")[-2:-1] == ["mod"]:
+        msg = f"{where} is a modality of a MuData store, whose root tells of it too. Roll back the whole store."
+        raise InvalidArgumentError(msg)
     history = history_of(where, access)
     commit = history.commit(version, str(where))
     state = {commit.key: commit}
@@ -194,33 +199,34 @@ def _is_same(wanted: Entry, current: Entry | None) -> bool:
 
 
 def _run(where: Location, access: Access, work: _Work, commit: Entry, bars: Progress) -> None:
-    base, copies = base_of(where)[0], work.copies
-    n_bytes = sum(entry.n_bytes for entry in copies)
-    with (
-        s3_client(where, access, ROLL_BACK) as client,
-        bars.phase("Copy within S3", n_bytes, "B") as advance,
-        ThreadPoolExecutor(AT_ONCE) as threads,
-    ):
-        bucket = _Bucket(client, where.root, base, access, threads)
-        if work.root != ROOT:
-            bucket.copy(copies, advance)
-            bucket.remove(work.removals)
-            return
-        try:
-            mark = json.dumps({"writer": "lobster_zarr", "rollback": commit.version}).encode()
-            bucket.put(MARKER, mark)
-            bucket.remove(key for key in work.current if work.is_root(key))
-            bucket.copy([e for e in copies if not work.is_root(e.key)], advance)
-            bucket.remove(key for key in work.removals if not work.is_root(key) and key != MARKER)
-            _check(where, access, work)
-            # The root itself last: what it tells of is there by then, modalities that open by themselves too.
-            bucket.copy([e for e in copies if work.is_root(e.key) and e is not commit], advance)
-            bucket.copy([commit], advance)
-            bucket.remove([MARKER])
-        except BaseException as error:
-            threads.shutdown(cancel_futures=True)
-            error.add_note(f"The rollback of {where} is not done; it does not open until the same rollback is.")
-            raise
+    n_bytes = sum(entry.n_bytes for entry in work.copies)
+    try:
+        with (
+            s3_client(where, access, ROLL_BACK) as client,
+            bars.phase("Copy within S3", n_bytes, "B") as advance,
+            ThreadPoolExecutor(AT_ONCE) as threads,
+        ):
+            bucket = _Bucket(client, where.root, base_of(where)[0], access, threads)
+            if work.root == ROOT:
+                _restore(where, bucket, work, commit, advance)
+            else:
+                bucket.copy(work.copies, advance)
+                bucket.remove(work.removals)
+    except BaseException as error:
+        error.add_note(f"The rollback of {where} was broken off: it may not open until the same one is run again.")
+        raise
+
+
+def _restore(where: Location, bucket: _Bucket, work: _Work, commit: Entry, advance: Callable[[int], None]) -> None:
+    bucket.put(MARKER, json.dumps({"writer": "lobster_zarr", "rollback": commit.version}).encode())
+    bucket.remove(key for key in work.current if work.is_root(key))
+    bucket.copy([e for e in work.copies if not work.is_root(e.key)], advance)
+    bucket.remove(key for key in work.removals if not work.is_root(key) and key != MARKER)
+    _check(where, bucket.access, work)
+    # The root itself last: what it tells of is there by then, modalities that open by themselves too.
+    bucket.copy([e for e in work.copies if work.is_root(e.key) and e is not commit], advance)
+    bucket.copy([commit], advance)
+    bucket.remove([MARKER])
 
 
 def _check(where: Location, access: Access, work: _Work) -> None:

@@ -65,6 +65,12 @@ def base_of(where: Location) -> tuple[str, str]:
     return f"{where.prefix}/".lstrip("/"), ROOT
 
 
+def check_place(where: Location) -> None:
+    """Refuse a storage that keeps no versions."""
+    if where.scheme != "s3":
+        raise UnsupportedError(f"{where} has no versions; expected s3://bucket/name, in a bucket with versioning.")
+
+
 def history_of(where: Location, access: Access) -> History:
     """List all versions of a store's objects, or of a file and its kept index: one request for each 1,000.
 
@@ -77,8 +83,7 @@ def history_of(where: Location, access: Access) -> History:
     StorageError
         S3 refused or failed.
     """
-    if where.scheme != "s3":
-        raise UnsupportedError(f"{where} has no versions; expected s3://bucket/name, in a bucket with versioning.")
+    check_place(where)
     base, root = base_of(where)
     wanted = base if root == ROOT else base + root
     with s3_client(where, access, LIST_VERSIONS) as client:

@@ -16,7 +16,7 @@ from lobster_zarr.place import place
 from lobster_zarr.report import human_bytes
 from lobster_zarr.tree import of_root
 from lobster_zarr.typeset import aligned, titled, wrapped
-from lobster_zarr.versioning import ROOT, Snapshot, documents, history_of, taken
+from lobster_zarr.versioning import ROOT, documents, history_of, taken
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -165,21 +165,15 @@ def versions(uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | N
 
 
 def _version(where: Location, history: History, commit: Entry, document: bytes) -> Version:
-    end, problem, state = _end(history, commit), "", None
-    n_obs, n_vars = None, None
+    known: dict[str, Any] = _end(history, commit)
     try:
         state = taken(where, history, commit, document)
-        n_obs, n_vars = _shape(state, str(where))
+        known |= {"n_bytes": state.n_bytes, "n_objects": len(state.objects)}
+        if store := of_root(document):
+            known["n_obs"], known["n_vars"] = opened(store, str(where), Network()).shape
     except LobsterZarrError as error:
-        problem = str(error)
-    sizes = (None, None) if state is None else (state.n_bytes, len(state.objects))
-    return Version(commit.version, commit.at, *sizes, n_obs, n_vars, **end, problem=problem)
-
-
-def _shape(state: Snapshot, uri: str) -> tuple[int | None, int | None]:
-    """Return the cells and genes that root metadata tells, where it does."""
-    store = of_root(state.document)
-    return (None, None) if store is None else opened(store, uri, Network()).shape
+        known["problem"] = str(error)
+    return Version(commit.version, commit.at, **known)
 
 
 def _end(history: History, commit: Entry) -> dict[str, Any]:

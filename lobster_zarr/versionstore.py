@@ -13,10 +13,10 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 
 from lobster_zarr.errors import ConflictError
 from lobster_zarr.h5store import PIECE_BYTES, FileStore, is_file
-from lobster_zarr.location import Access, Location
+from lobster_zarr.location import Location
 from lobster_zarr.refusal import READ_VERSION
 from lobster_zarr.store import UriStore
-from lobster_zarr.versioning import ROOT, history_of, snapshot
+from lobster_zarr.versioning import ROOT, check_place, history_of, snapshot
 
 if TYPE_CHECKING:
     import os
@@ -163,6 +163,8 @@ class VersionedFile(FileStore):
         Always.
     """
 
+    reading = READ_VERSION
+
     def __init__(
         self,
         uri: str | os.PathLike[str],
@@ -190,7 +192,7 @@ class VersionedFile(FileStore):
     @property
     @override
     def options(self) -> dict[str, Any]:
-        return {**super().options, "version": self.version}
+        return {"version": self.version}  # which never changes
 
     @override
     async def check(self) -> None:
@@ -208,9 +210,7 @@ def open_version(
     """Open a version of a store or file; errors as of `lobster_zarr.versioning.snapshot`."""
     where = Location.of(uri)
     where.check()
-    Access.of(storage_options)
-    if where.scheme != "s3":
-        history_of(where, Access.of(storage_options))  # says why there is none
+    check_place(where)
     return (VersionedFile if is_file(uri) else VersionStore)(uri, storage_options, version=version)
 
 
