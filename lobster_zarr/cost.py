@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lobster_zarr.byterange import Network
 from lobster_zarr.doctor import cost_of_opening
 from lobster_zarr.errors import InvalidArgumentError, NotFoundError, UnsupportedError
-from lobster_zarr.listing import objects
+from lobster_zarr.listing import named_objects
 from lobster_zarr.location import Access
 from lobster_zarr.loop import run
 from lobster_zarr.multimodal import MultimodalDataset
@@ -255,7 +255,7 @@ def cost(
         _check(use)
     sizes: dict[str, list[int]] = defaultdict(list)
     with s3_client(where, access, LIST) as client:
-        for entry in objects(client, where, access):
+        for entry in named_objects(client, where, access):
             sizes[entry.get("StorageClass", "STANDARD")].append(entry["Size"])
     if not sizes:
         raise NotFoundError(f"There is nothing at {where}. Check the path.")

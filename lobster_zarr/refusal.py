@@ -43,6 +43,10 @@ READ = Operation("read", "s3:GetObject")
 WRITE = Operation("write", "s3:PutObject")
 DELETE = Operation("delete", "s3:DeleteObject")
 LIST = Operation("list", "s3:ListBucket")
+READ_VERSION = Operation("read", "s3:GetObjectVersion")
+LIST_VERSIONS = Operation("list the versions of", "s3:ListBucketVersions")
+ROLL_BACK = Operation("roll back", "s3:GetObjectVersion, s3:PutObject and s3:DeleteObject")
+ASK_VERSIONING = Operation("ask about the versions of", "s3:GetBucketVersioning")
 
 
 def refused_by_system(error: OSError, operation: Operation, key: str, where: Location) -> errors.StorageError:
@@ -173,7 +177,9 @@ def _doubt(code: str) -> str:
 
 
 def _denied(operation: Operation, key: str, where: Location, access: Access) -> errors.AccessDeniedError:
-    resource = f"arn:aws:s3:::{where.root}" + ("" if operation is LIST else f"/{where.prefix}/{key}".rstrip("/"))
+    resource = f"arn:aws:s3:::{where.root}"
+    if "Bucket" not in operation.permission:
+        resource += f"/{where.prefix}/{key}".rstrip("/")
     allowed = f"{operation.permission} on {resource}" if where.scheme == "s3" else f"to {operation.verb} it"
     if operation is WRITE and access.sse == "aws:kms":
         allowed += f", and kms:GenerateDataKey on {access.sse_kms_key_id or 'the KMS key of the bucket'}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lobster_zarr.checksum import agree
 from lobster_zarr.errors import ConflictError, InvalidArgumentError, NotFoundError, UnsupportedError, VerificationError
-from lobster_zarr.listing import objects
+from lobster_zarr.listing import named_objects
 from lobster_zarr.location import Access, Location
 from lobster_zarr.place import place
 from lobster_zarr.placement import NOT_AT_ONCE
@@ -117,7 +117,7 @@ class _Side:
                 entry["Key"][len(self.where.prefix) :].removeprefix("/"): _Entry(
                     entry["Size"], entry["ETag"], entry.get("StorageClass", "STANDARD")
                 )
-                for entry in objects(self.client, self.where, self.access)
+                for entry in named_objects(self.client, self.where, self.access)
             }
 
     def delete(self, names: Iterable[str]) -> None:
