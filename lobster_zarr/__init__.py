@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from lobster_zarr.h5index import IndexReport, index
     from lobster_zarr.multimodal import MultimodalDataset, open
     from lobster_zarr.muquery import MultimodalSelection
+    from lobster_zarr.prefetch import Cache, prefetch
     from lobster_zarr.query import Selection
     from lobster_zarr.report import ConversionReport
     from lobster_zarr.verify import verify
 
 __all__ = [
+    "Cache",
     "ConversionReport",
     "Dataset",
     "Diagnosis",
@@ -42,6 +44,7 @@ __all__ = [
     "export",
     "index",
     "open",
+    "prefetch",
     "verify",
 ]
 
@@ -49,6 +52,7 @@ __version__ = _version("lobster_zarr")
 
 # Loaded on first use: anndata alone takes a second to import.
 _HOMES = {
+    "Cache": "prefetch",
     "ConversionReport": "report",
     "Dataset": "dataset",
     "Diagnosis": "diagnosis",
@@ -62,6 +66,7 @@ _HOMES = {
     "export": "export",
     "index": "h5index",
     "open": "multimodal",
+    "prefetch": "prefetch",
     "verify": "verify",
 }
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lobster_zarr.cli_options import AsJson, Endpoint, Scheduler, cluster_of, options_of
+from lobster_zarr.cli_cache import cache_app
+from lobster_zarr.cli_options import AsJson, CacheFolder, Endpoint, Offline, Scheduler, cluster_of, options_of
 from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
 from lobster_zarr.output import OUTPUTS, TABLES, check_kind, check_output, drawn, save
 from lobster_zarr.report import human_bytes
@@ -38,6 +39,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cache_app)
 
 
 class Codec(StrEnum):
@@ -141,12 +143,14 @@ def info(
     uri: Annotated[str, typer.Argument(help="A store: path or URI.")],
     *,
     endpoint_url: Endpoint = None,
+    cache: CacheFolder = None,
+    offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a store holds: one request."""
     import lobster_zarr as lz
 
-    told = lz.open(uri, options_of(endpoint_url)).info()
+    told = lz.open(uri, options_of(endpoint_url, cache, offline=offline)).info()
     typer.echo(json.dumps(told.to_dict()) if as_json else str(told))
 
 
@@ -186,6 +190,8 @@ def query(
     explain: Annotated[bool, typer.Option("--explain", help="Tell what it would cost, and fetch nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     endpoint_url: Endpoint = None,
+    cache: CacheFolder = None,
+    offline: Offline = False,
     scheduler: Scheduler = None,
     as_json: AsJson = False,
 ) -> None:
@@ -197,7 +203,7 @@ def query(
     if var is not None and out is None and not explain:
         msg = "--var selects the genes of an output: it needs -o or --explain."
         raise InvalidArgumentError(msg)
-    data = lz.open(uri, options_of(endpoint_url))
+    data = lz.open(uri, options_of(endpoint_url, cache, offline=offline))
     names = [v.strip() for v in var.split(",") if v.strip()] if var is not None else None
     selection: Selection | MultimodalSelection
     if isinstance(data, lz.MultimodalDataset):
@@ -250,13 +256,15 @@ def sql(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="out.parquet or out.csv; a table without.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     endpoint_url: Endpoint = None,
+    cache: CacheFolder = None,
+    offline: Offline = False,
 ) -> None:
     """Run SQL over obs and var, reading only the columns that it names."""
     import lobster_zarr as lz
 
     if out is not None:
         check_output(out, TABLES, overwrite=overwrite)
-    table = lz.open(uri, options_of(endpoint_url)).sql(query)
+    table = lz.open(uri, options_of(endpoint_url, cache, offline=offline)).sql(query)
     if out is None:
         shown, n_left = drawn(table, shutil.get_terminal_size((WIDTH, 24)).columns)
         typer.echo(shown)
@@ -278,6 +286,8 @@ def export(
     compression: Annotated[Compression, typer.Option(help="Of the file.")] = Compression.gzip,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
     endpoint_url: Endpoint = None,
+    cache: CacheFolder = None,
+    offline: Offline = False,
 ) -> None:
     """Write a whole store back to an H5AD or H5MU."""
     import lobster_zarr as lz
@@ -291,7 +301,7 @@ def export(
         modality=modality,
         compression=compression.value,
         overwrite=overwrite,
-        storage_options=options_of(endpoint_url),
+        storage_options=options_of(endpoint_url, cache, offline=offline),
     )
     typer.echo(f"{shortened(str(path), WIDTH - 12)} ({human_bytes(path.stat().st_size)})")
 

@@ -12,9 +12,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args, override
 
 from lobster_zarr.byterange import Network
+from lobster_zarr.cachedstore import open_readable
 from lobster_zarr.dataset import Dataset
 from lobster_zarr.errors import InvalidArgumentError, NotFoundError, did_you_mean
-from lobster_zarr.h5store import MODALITY, is_file, open_file_store
+from lobster_zarr.h5store import MODALITY, is_file
 from lobster_zarr.joined import MultimodalReader
 from lobster_zarr.muprojection import WHOLE, of_modalities, projections
 from lobster_zarr.muquery import MultimodalSelection
@@ -23,7 +24,6 @@ from lobster_zarr.openstore import OpenStore
 from lobster_zarr.reopen import open_reader
 from lobster_zarr.report import Progress, parse_size
 from lobster_zarr.sql import execute
-from lobster_zarr.store import open_store
 from lobster_zarr.summary import summarize_modalities
 
 if TYPE_CHECKING:
@@ -240,6 +240,8 @@ def open(
     storage_options: Mapping[str, Any] | None = None,
     *,
     network: Network | None = None,
+    cache: str | os.PathLike[str] | bool | None = None,
+    offline: bool = False,
 ) -> Dataset | MultimodalDataset:
     """Open a store, one request where its metadata is consolidated, or an HDF5 file in place, a few.
 
@@ -256,6 +258,13 @@ def open(
         Latency, bandwidth and concurrency that plans assume: which gaps are read
         through, which layout is the cheaper, how many seconds ``explain()`` tells.
         Answers do not depend on it. None for 20 ms, 100 Mbit/s, 64 requests at once.
+    cache
+        A folder of this machine, or a :class:`Cache` (a folder and its size), that keeps what is read, and answers
+        what it has: never from a store that was changed in the meantime. True for the user's own folder, False for
+        none; None for what `storage_options` or ``LOBSTER_ZARR_CACHE`` say. Local stores are not cached.
+    offline
+        Ask the storage nothing: what is cached is served as it was seen last. Without it that is done, with a
+        warning, where the storage cannot be reached.
 
     Returns
     -------
@@ -269,15 +278,16 @@ def open(
     FormatError
         It is not an AnnData or MuData store.
     StorageError
-        The storage refused, or could not be reached.
+        The storage refused, or could not be reached; or it is not to be asked, and the cache does not have it.
     """
+    options = {**(storage_options or {}), **({} if cache is None else {"cache": cache})}
+    options |= {"offline": True} if offline else {}
     match = MODALITY.fullmatch(os.fspath(uri))
     if match and is_file(match[1]):
-        whole = open(match[1], storage_options, network=network)
+        whole = open(match[1], options, network=network)
         if isinstance(whole, MultimodalDataset):
             return whole[match[2]]
-    store = open_file_store(uri, storage_options) if is_file(uri) else open_store(uri, storage_options)
-    return opened(store, os.fspath(uri), network or Network())
+    return opened(open_readable(uri, options), os.fspath(uri), network or Network())
 
 
 def opened(store: Store, uri: str, network: Network) -> Dataset | MultimodalDataset:

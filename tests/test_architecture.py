@@ -64,6 +64,10 @@ RINGS: dict[int, set[str]] = {
         "store",
         "tree",
         "cache",
+        "cacheindex",
+        "cached",
+        "cachedfile",
+        "cachedstore",
         "traffic",
         "decode",
         "fetch",
@@ -145,14 +149,16 @@ RINGS: dict[int, set[str]] = {
         "commit",
     }
     | {"transfer", "listing", "removal"}  # whole files
+    | {"prefetch"}  # a cache, as a caller holds it
     | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
-    7: {"__init__", "__main__", "cli", "cli_options", "output", "demo", "bucket", "lobster"}
+    7: {"__init__", "__main__", "cli", "cli_cache", "cli_options", "output", "demo", "bucket", "lobster"}
     | {"backends", "backend", "kinds", "rooted", "documented", "datafile", "facts", "answer", "workspace"}  # edges
     | {"lobster_adapter", "lobster_files", "lobster_record", "lobster_workspace"},  # rooms of the Lobster AI plug-in
 }
 RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules}
 
 EXPORTS = [
+    "Cache",
     "ConversionReport",
     "Dataset",
     "Diagnosis",
@@ -167,6 +173,7 @@ EXPORTS = [
     "export",
     "index",
     "open",
+    "prefetch",
     "verify",
 ]
 

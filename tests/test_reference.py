@@ -39,9 +39,9 @@ def written_as(name: str, kind: object, described) -> str:
     return f"{spelled} {value or {int: 'n', Path: 'path'}.get(kinds[0], 'text')}"
 
 
-def table_of(command) -> str:
+def table_of(name: str, command) -> str:
     """One command: its help, how it is called and what it takes."""
-    name, parameters = command.__name__, inspect.signature(command).parameters
+    parameters = inspect.signature(command).parameters
     described = {n: get_args(hint) for n, hint in get_type_hints(command, include_extras=True).items() if n != "return"}
     arguments = [n.upper() for n, (_, info) in described.items() if isinstance(info, ArgumentInfo)]
     lines = [f"## {name}", "", inspect.getdoc(command).splitlines()[0], ""]
@@ -56,7 +56,10 @@ def table_of(command) -> str:
 
 
 def tables() -> str:
-    return "\n\n".join(table_of(command.callback) for command in app.registered_commands) + "\n"
+    commands = [(c.callback.__name__, c.callback) for c in app.registered_commands]
+    for group in (registered.typer_instance for registered in app.registered_groups):
+        commands += [(f"{group.info.name} {c.callback.__name__}", c.callback) for c in group.registered_commands]
+    return "\n\n".join(table_of(*command) for command in commands) + "\n"
 
 
 def test_the_page_of_commands_is_that_of_the_commands():
