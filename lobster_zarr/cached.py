@@ -87,6 +87,10 @@ class Cached(UriStore):
         of = self._label, self._name(key), etag or "", slice(start, stop)
         return etag is not None and await asyncio.to_thread(self.folder.holds, *of)
 
+    async def is_absent(self, key: str) -> bool:
+        """Whether it is known, without a request, that there is no such object."""
+        raise NotImplementedError
+
     async def _keep(self, key: str, version: Version, start: int, body: bytes) -> None:
         await asyncio.to_thread(self.folder.keep, self._label, self._name(key), version, start, body)
 

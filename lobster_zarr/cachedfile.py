@@ -35,6 +35,10 @@ class CachedFileStore(Cached, FileStore):
         return ""
 
     @override
+    async def is_absent(self, key: str) -> bool:
+        return False
+
+    @override
     async def meet(self, n_bytes: int) -> bytes:
         known = await asyncio.to_thread(self.folder.latest, self._label, "")
         if known is not None and await self._is_still(self.name, "", known[0]):

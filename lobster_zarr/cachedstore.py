@@ -90,7 +90,7 @@ class CachedStore(Cached):
         held = await self.held(key, byte_range)
         if held is not None:
             return prototype.buffer.from_bytes(held)
-        if (listing := await self._listed()) is not None and key not in listing:
+        if await self.is_absent(key):
             return None
         if self.is_offline:
             raise self._not_held(repr(key))
@@ -135,6 +135,11 @@ class CachedStore(Cached):
         etag = (await self._listed() or {}).get(key, "")
         return etag if is_strong(etag) else None
 
+    @override
+    async def is_absent(self, key: str) -> bool:
+        listing = await self._listed()
+        return listing is not None and key not in listing
+
     async def _listed(self) -> dict[str, str] | None:
         """Return the ETags of all objects, of a store that others wrote; None where the storage does not tell them."""
         if self._is_committed:
@@ -154,7 +159,9 @@ class CachedStore(Cached):
                 return await self._list_all(label, name)
             except NetworkError as failure:
                 await self._go_on_without(failure, name, label)
-        body = known and await asyncio.to_thread(self.folder.read, label, name, known[0].etag, slice(0, None))
+        if known is None:
+            return None
+        body = await asyncio.to_thread(self.folder.read, label, name, known[0].etag, slice(0, None))
         return cast("dict[str, str]", json.loads(body)) if body else None
 
     async def _list_all(self, label: str, name: str) -> dict[str, str] | None:
@@ -185,13 +192,15 @@ class CachedStore(Cached):
         """
         if self.is_offline:
             return
-        if self._is_committed:
-            if not await self._is_still("zarr.json", "zarr.json", self._roots["zarr.json"]):
-                raise self._changed()
-        elif not self._was_listed:
+        if not self._is_committed and not self._was_listed:
             await self._listed()
-        elif self._listing is not None and await self._list_now() != self._listing:
-            raise self._changed()
+        elif self._listing is not None:
+            if await self._list_now() != self._listing:
+                raise self._changed()
+        else:
+            for key, version in self._roots.items():
+                if is_strong(version.etag) and not await self._is_still(key, key, version):
+                    raise self._changed()
 
     @override
     async def _list(self, prefix: str | None = None) -> AsyncGenerator[ObjectMeta, None]:
@@ -263,7 +272,7 @@ class CachedStore(Cached):
             body += piece
             yield piece
         if await self._believes(key, version_of(answers[-1])):
-            await self._keep(key, version_of(answers[-1]), answers[-1].range[0], body)
+            await self._keep(key, version_of(answers[-1]), answers[-1].range[0], bytes(body))
 
 
 def _quoted(etag: str) -> str:

@@ -109,9 +109,10 @@ class Index:
 
     def disable(self, error: Exception) -> None:
         """Use the cache no more in this process, and say why, once."""
-        if self.is_off:
+        with self._lock:
+            was_off, self.is_off = self.is_off, True
+        if was_off:
             return
-        self.is_off = True
         reason = error.strerror if isinstance(error, OSError) else error
         warnings.warn(
             f"The cache at {self.path.parent} is not used: {reason or type(error).__name__}. Everything is read from "

@@ -115,10 +115,14 @@ class Fetcher:
         """Read one object or range, None where it does not exist. One request, none where it is known already."""
         if key in self.objects:
             return _part(self.objects[key], byte_range)
-        if isinstance(self.store, Cached) and (held := await self.store.held(key, byte_range)) is not None:
-            for stats in counting(self.stats):
-                stats.add_cached(len(held))
-            return memoryview(held)
+        if isinstance(self.store, Cached):
+            held = await self.store.held(key, byte_range)
+            if held is not None:
+                for stats in counting(self.stats):
+                    stats.add_cached(len(held))
+                return memoryview(held)
+            if await self.store.is_absent(key):
+                return None
         async with self._gate:
             buffer = await self.store.get(key, default_buffer_prototype(), byte_range)
         payload: np.ndarray = np.empty(0, np.uint8) if buffer is None else np.asarray(buffer.as_numpy_array())

@@ -275,10 +275,12 @@ def _cache(given: Mapping[str, Any]) -> dict[str, Any]:
     cache: Any = given.get("cache", os.environ.get("LOBSTER_ZARR_CACHE"))
     if cache is None or cache is False or cache == "":
         return {"cache": None}
-    if not isinstance(cache, bool | str | os.PathLike) or (cache is not True and Location.of(cache).scheme != "file"):
+    if cache is True:
+        cache = str(user_folder())
+    if not isinstance(cache, str | os.PathLike) or Location.of(cache).scheme != "file":
         shown = display_uri(cache) if isinstance(cache, str) else repr(cache)
         raise errors.InvalidArgumentError(f"The cache is {shown!r}, expected a folder of this machine, True or False.")
-    path = str(user_folder()) if cache is True else os.fspath(cache)
+    path = os.fsdecode(cache)
     n_bytes = getattr(cache, "max_bytes", given.get("cache_max_bytes"))
     if n_bytes is not None and (type(n_bytes) is not int or n_bytes < 1):
         msg = f"cache_max_bytes is {n_bytes!r}, expected bytes; lobster_zarr.Cache(path, max_bytes='20GB') takes text."

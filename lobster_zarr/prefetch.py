@@ -16,10 +16,11 @@ from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 
 from lobster_zarr.byterange import Network
-from lobster_zarr.cache import DEFAULT_BYTES, ROW_BYTES, folder_of
+from lobster_zarr.cache import DEFAULT_BYTES, folder_of
 from lobster_zarr.cached import uri_of
 from lobster_zarr.cachedfile import CachedFileStore
 from lobster_zarr.cachedstore import ROOTS, CachedStore, open_readable
+from lobster_zarr.cacheindex import ROW_BYTES
 from lobster_zarr.errors import BudgetError, UnsupportedError
 from lobster_zarr.fetch import together
 from lobster_zarr.location import Access, display_uri

@@ -71,8 +71,7 @@ def verify(
         `client` was passed, and its workers cannot reach the store (``memory://``).
     """
     started = time.perf_counter()
-    is_named = isinstance(uri, str | os.PathLike)
-    opened = open_dataset(uri, storage_options, cache=False) if is_named else _uncached(uri)
+    opened = open_dataset(uri, storage_options, cache=False) if isinstance(uri, str | os.PathLike) else _uncached(uri)
     store = opened if isinstance(opened, MultimodalDataset) else None
     reader = opened.reader.root if isinstance(opened, MultimodalDataset) else opened.reader
     with ExitStack() as stack:

@@ -31,16 +31,20 @@ T_CELLS = "cell_type == 'T cell'"
 KINDS = ("a.zarr", "foreign.zarr", "a.h5ad")
 """A store of this package, one that anndata wrote, and a file."""
 BUCKET = "cached"
+N_OBS, N_VARS = 1_500, 60
 
 
-def cells(seed: int = 0) -> ad.AnnData:
+def cells(seed: int = 0, name: str = "") -> ad.AnnData:
+    """Make an AnnData to be written as `name`: for a file, so large that not all is read when it is opened."""
     rng = np.random.default_rng(seed)
+    n_pcs = 200 if name == "a.h5ad" else 2
     obs = pd.DataFrame(
-        {"cell_type": pd.Categorical(rng.choice(["T cell", "B cell"], 200)), "n_counts": rng.integers(0, 9, 200)},
-        index=[f"c{i}" for i in range(200)],
+        {"cell_type": pd.Categorical(rng.choice(["T cell", "B cell"], N_OBS)), "n_counts": rng.integers(0, 9, N_OBS)},
+        index=[f"c{i}" for i in range(N_OBS)],
     )
-    values = np.round(sparse.random(200, 30, 0.3, "csr", np.float32, rng) * 10)
-    return ad.AnnData(values, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(30)]))
+    values = sparse.random(N_OBS, N_VARS, 0.3, "csr", np.float32, rng)
+    names = [f"g{i}" for i in range(N_VARS)]
+    return ad.AnnData(values, obs=obs, var=pd.DataFrame(index=names), obsm={"X_pca": rng.random((N_OBS, n_pcs))})
 
 
 def t_cells(adata: ad.AnnData) -> ad.AnnData:
@@ -75,7 +79,7 @@ class Lab:
     def write(self, name: str, adata: ad.AnnData, tmp_path: Path) -> None:
         """Write one of `KINDS`, over what is there."""
         if name == "a.zarr":
-            with tiny_chunks():
+            with tiny_chunks(chunk=64, shard_chunks=64):
                 lz.convert(
                     adata, self.uri(name), storage_options=self.s3.storage_options, overwrite=True, progress=False
                 )
@@ -85,7 +89,7 @@ class Lab:
             adata.write_h5ad(path, compression="gzip")
             self.put(name, path.read_bytes())
             return
-        adata.write_zarr(path, chunks=(50, 30))
+        adata.write_zarr(path)
         for file in filter(Path.is_file, path.rglob("*")):
             self.put(f"{name}/{file.relative_to(path).as_posix()}", file.read_bytes())
 
