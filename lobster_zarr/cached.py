@@ -22,12 +22,9 @@ from lobster_zarr.store import UriStore
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from zarr.abc.store import ByteRequest
-
-SAME = "same"
-"""In place of an answer: the object is still of the version that was told."""
 
 
 def span(byte_range: ByteRequest | None) -> slice:
@@ -94,27 +91,28 @@ class Cached(UriStore):
     async def _keep(self, key: str, version: Version, start: int, body: bytes) -> None:
         await asyncio.to_thread(self.folder.keep, self._label, self._name(key), version, start, body)
 
-    async def _ask(self, key: str, part: slice | None = None, **conditions: str) -> tuple[Any, bytes] | str | None:
-        """Make a conditional request: an answer and its bytes, `SAME`, or None where there is no such object."""
+    async def _ask(self, key: str, part: slice = slice(0, None), etag: str | None = None) -> tuple[Any, bytes] | None:
+        """Read an object, of a version where `etag` names one: an answer and its bytes, None where there is none."""
         import obstore
-        from obstore.exceptions import NotModifiedError, PreconditionError
+        from obstore.exceptions import PreconditionError
 
-        options: Any = dict(conditions)
+        options: Any = {} if etag is None else {"if_match": etag}
         match part:
             case slice(start=int(start), stop=int(stop)):
                 options["range"] = (start, stop)
             case slice(start=int(start)) if start:
                 options["range"] = {"suffix": -start} if start < 0 else {"offset": start}
 
-        async def request() -> tuple[Any, bytes] | str:
+        async def request() -> tuple[Any, bytes]:
             try:
                 answer = await obstore.get_async(self.store, key, options=options)
                 return answer, bytes(await answer.bytes_async())
-            except NotModifiedError:
-                return SAME
             except PreconditionError:
                 raise self._changed() from None
 
+        return await self._or_none(key, request)
+
+    async def _or_none[T](self, key: str, request: Callable[[], Awaitable[T]]) -> T | None:
         try:
             return await self._asked(READ, key, request)
         except FileNotFoundError as missing:
@@ -125,42 +123,39 @@ class Cached(UriStore):
     async def _current(self, key: str, name: str) -> tuple[Version, bytes] | None:
         """Return the whole of an object as it is now: of the cache, where the storage says that it is the same."""
         known = await asyncio.to_thread(self.folder.latest, self._label, name)
-        if self.is_offline:
-            return await self._recalled(name, known)
-        etag = {"if_none_match": known[0].etag} if known else {}
-        try:
-            found = await self._ask(key, None, **etag)
-        except NetworkError as failure:
-            await self._go_on_without(failure, name)
-            return await self._recalled(name, known)
-        if found == SAME and known:
+        is_same = known is not None and await self._is_still(key, name, known[0])
+        if known is not None and is_same and (kept := await self._recalled(name, known[0])):
             await asyncio.to_thread(self.folder.touch, self._label, name, known[0].etag)
-            if kept := await self._recalled(name, known):
-                return kept
-            found = await self._ask(key)
-        if found is None or isinstance(found, str):
+            return kept
+        if self.is_offline:
             return None
-        version, body = version_of(found[0]), found[1]
+        found = await self._ask(key)
+        if found is None:
+            return None
+        version, body = version_of(found[0].meta), found[1]
         if is_strong(version.etag):
             await asyncio.to_thread(self.folder.keep, self._label, name, version, 0, body)
         return version, body
 
-    async def _recalled(self, name: str, known: tuple[Version, float] | None) -> tuple[Version, bytes] | None:
-        if known is None:
-            return None
-        body = await asyncio.to_thread(self.folder.read, self._label, name, known[0].etag, slice(0, None))
-        return None if body is None else (known[0], body)
+    async def _recalled(self, name: str, version: Version) -> tuple[Version, bytes] | None:
+        body = await asyncio.to_thread(self.folder.read, self._label, name, version.etag, slice(0, None))
+        return None if body is None else (version, body)
 
     async def _is_still(self, key: str, name: str, version: Version) -> bool:
         """Ask whether an object is of a version yet; where nobody answers, it is taken to be. One request."""
         if self.is_offline:
             return True
+        import obstore
+
         try:
-            found = await self._ask(key, slice(0, 1), if_none_match=version.etag)
+            meta = await self._or_none(key, lambda: obstore.head_async(self.store, key))
         except NetworkError as failure:
             await self._go_on_without(failure, name)
             return True
-        return found == SAME or (isinstance(found, tuple) and version_of(found[0]).etag == version.etag)
+        if meta is None:
+            return False
+        now = version_of(meta)
+        return now == version or (now[:2] == version[:2] and not version.modified)  # of a file the ETag is enough
 
     async def _go_on_without(self, failure: NetworkError, name: str, label: str = "") -> None:
         """From here on serve what is kept, if there is something, and say so, once."""
@@ -198,9 +193,8 @@ def uri_of(label: str) -> str:
     return label.partition("\n")[2]
 
 
-def version_of(answer: Any) -> Version:
-    """Return the version of an object that an answer of obstore's belongs to."""
-    meta = answer.meta
+def version_of(meta: Any) -> Version:
+    """Return the version of an object that an answer of obstore's describes."""
     return Version(meta["e_tag"] or "", meta["size"], meta["last_modified"].timestamp())
 
 

@@ -1,7 +1,7 @@
 """Stores that are read through a cache on this machine, and what of it may be believed.
 
-A store that this package wrote is as its root says: of an overwriting the root goes first and comes last, and names the
-conversion; while it is the same, so are its objects, and which ETag each has is noted when it is first read. Of any
+A store that this package wrote is as its root says: of an overwriting the root goes first and comes last, so while it
+is the same, written at the same time, its objects are; which ETag each has is noted when it is first read. Of any
 other store a listing tells. Must not know AnnData.
 """
 
@@ -21,7 +21,7 @@ from lobster_zarr.cachedfile import CachedFileStore
 from lobster_zarr.errors import AccessDeniedError, InvalidArgumentError, NetworkError, StorageError
 from lobster_zarr.h5store import PIECE_BYTES, is_file, open_file_store
 from lobster_zarr.location import Access, Location, check_key
-from lobster_zarr.noted import ATTRIBUTE, COMMIT
+from lobster_zarr.noted import ATTRIBUTE
 from lobster_zarr.refusal import READ
 from lobster_zarr.store import open_store
 
@@ -114,12 +114,18 @@ class CachedStore(Cached):
                 raise self._changed()
             return None
         version, body = found
-        if self._roots.setdefault(key, version).etag != version.etag:
+        if self._roots.setdefault(key, version) != version:
             raise self._changed()
-        if key == "zarr.json" and is_strong(version.etag) and _commit(body):
+        if key == "zarr.json" and is_strong(version.etag) and _is_ours(body):
             self._is_committed = True
-            await asyncio.to_thread(self.folder.forget, self._label, but=version.etag)
+            await asyncio.to_thread(self.folder.forget, self._label, but=self._generation)
         return body
+
+    @property
+    def _generation(self) -> str:
+        """What stands for all objects: the same root, written anew, is another."""
+        root = self._roots["zarr.json"]
+        return f"{root.etag} {root.modified:.0f}"
 
     @override
     async def _etag(self, key: str) -> str | None:
@@ -127,8 +133,7 @@ class CachedStore(Cached):
             return None
         if self._is_committed:
             if key not in self._etags:
-                generation = self._roots["zarr.json"].etag
-                etag = await asyncio.to_thread(self.folder.member, self._label, generation, key)
+                etag = await asyncio.to_thread(self.folder.member, self._label, self._generation, key)
                 if etag is not None:
                     self._etags[key] = etag
             return self._etags.get(key)
@@ -217,17 +222,13 @@ class CachedStore(Cached):
 
     async def _fetched(self, key: str, part: slice) -> bytes | None:
         """Read from the storage, and keep it where it is certain what it is."""
-        found = await self._ask(key, part, **await self._condition(key))
-        if found is None or isinstance(found, str):
+        found = await self._ask(key, part, await self._etag(key))
+        if found is None:
             return None
         answer, body = found
-        if await self._believes(key, version_of(answer)):
-            await self._keep(key, version_of(answer), answer.range[0], body)
+        if await self._believes(key, version_of(answer.meta)):
+            await self._keep(key, version_of(answer.meta), answer.range[0], body)
         return body
-
-    async def _condition(self, key: str) -> dict[str, str]:
-        etag = await self._etag(key)
-        return {} if etag is None else {"if_match": etag}
 
     async def _believes(self, key: str, version: Version) -> bool:
         """Whether an object that was just read is the one that belongs to the store as it was opened."""
@@ -241,7 +242,7 @@ class CachedStore(Cached):
         if not is_strong(version.etag) or not 0 < version.modified <= root.modified:
             return False
         self._etags[key] = version.etag
-        await asyncio.to_thread(self.folder.remember, self._label, root.etag, key, version.etag)
+        await asyncio.to_thread(self.folder.remember, self._label, self._generation, key, version.etag)
         return True
 
     @override
@@ -255,7 +256,8 @@ class CachedStore(Cached):
             return
         if self.is_offline:
             raise self._not_held(repr(key))
-        options: Any = {"range": (start, stop), **await self._condition(key)}
+        etag = await self._etag(key)
+        options: Any = {"range": (start, stop)} | ({} if etag is None else {"if_match": etag})
         answers: list[Any] = []
 
         async def pieces() -> AsyncIterator[bytes]:
@@ -271,8 +273,9 @@ class CachedStore(Cached):
         async for piece in self._streamed(READ, key, pieces):
             body += piece
             yield piece
-        if await self._believes(key, version_of(answers[-1])):
-            await self._keep(key, version_of(answers[-1]), answers[-1].range[0], bytes(body))
+        version = version_of(answers[-1].meta)
+        if await self._believes(key, version):
+            await self._keep(key, version, answers[-1].range[0], bytes(body))
 
 
 def _quoted(etag: str) -> str:
@@ -280,9 +283,9 @@ def _quoted(etag: str) -> str:
     return etag if not etag or etag.endswith('"') else f'"{etag}"'
 
 
-def _commit(body: bytes) -> bool:
-    """Whether root metadata names the conversion that it is of."""
+def _is_ours(body: bytes) -> bool:
+    """Whether root metadata is of a store that this package wrote."""
     try:
-        return bool(json.loads(body)["attributes"][ATTRIBUTE][COMMIT])
+        return ATTRIBUTE in json.loads(body)["attributes"]
     except (ValueError, LookupError, TypeError):
         return False

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
-from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -29,7 +28,7 @@ from lobster_zarr.layout import (
     column_chunk,
 )
 from lobster_zarr.matrices import ARRAY, MatrixConversion
-from lobster_zarr.noted import ATTRIBUTE, COMMIT
+from lobster_zarr.noted import ATTRIBUTE
 from lobster_zarr.partition import ClusterMatrices
 from lobster_zarr.stage import stage
 from lobster_zarr.stream import Frame, SparseStream
@@ -239,7 +238,6 @@ class Conversion:
             "sort_by": list(self.sort_by),
             "source": {"name": source.file_name, "bytes": source.n_bytes, "crc32c": source.checksum()},
             "stored_bytes": self.sizes,
-            COMMIT: uuid4().hex,
         }
 
     def _matrix_writer(self, commit: Target, crew: Crew | None) -> MatrixConversion:

@@ -23,8 +23,6 @@ ATTRIBUTE = "lobster_zarr"
 MAX_BYTES = 16 << 20
 """More than this is not a note: a few bytes could inflate to much."""
 CHUNK_SIZES, OBJECT = "chunk_sizes", "object"
-COMMIT = "commit"
-"""Of the root: a name of the conversion, that no other has."""
 
 
 def pack(values: np.ndarray | bytes) -> str:
