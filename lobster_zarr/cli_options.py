@@ -26,6 +26,10 @@ CacheFolder = Annotated[
     typer.Option("--cache", help="Keep what is read in this folder; LOBSTER_ZARR_CACHE by default.", metavar="DIR"),
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Ask the storage nothing: the cache has to have it.")]
+VersionId = Annotated[
+    str | None,
+    typer.Option("--version-id", help="Read this version, as `versions` lists it.", metavar="ID"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

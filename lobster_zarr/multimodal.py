@@ -17,6 +17,7 @@ from lobster_zarr.dataset import Dataset
 from lobster_zarr.errors import InvalidArgumentError, NotFoundError, did_you_mean
 from lobster_zarr.h5store import MODALITY, is_file
 from lobster_zarr.joined import MultimodalReader
+from lobster_zarr.location import Access, display_uri
 from lobster_zarr.muprojection import WHOLE, of_modalities, projections
 from lobster_zarr.muquery import MultimodalSelection
 from lobster_zarr.mureading import Join, JointReading, Question
@@ -25,6 +26,7 @@ from lobster_zarr.reopen import open_reader
 from lobster_zarr.report import Progress, parse_size
 from lobster_zarr.sql import execute
 from lobster_zarr.summary import summarize_modalities
+from lobster_zarr.versionstore import open_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -242,6 +244,7 @@ def open(
     network: Network | None = None,
     cache: str | os.PathLike[str] | bool | None = None,
     offline: bool = False,
+    version: str | None = None,
 ) -> Dataset | MultimodalDataset:
     """Open a store, one request where its metadata is consolidated, or an HDF5 file in place, a few.
 
@@ -265,6 +268,10 @@ def open(
     offline
         Ask the storage nothing: what is cached is served as it was seen last. Without it that is done, with a
         warning, where the storage cannot be reached.
+    version
+        On S3, the id of a version that `lobster_zarr.versions` lists, or the beginning of it: all is
+        read as it was at that commit. One request more for each 1,000 versions of objects. None for what is there now;
+        what was is not cached.
 
     Returns
     -------
@@ -277,6 +284,8 @@ def open(
         There is no store.
     FormatError
         It is not an AnnData or MuData store.
+    UnsupportedError, ConflictError
+        The bucket keeps no versions; or which objects belong to the version cannot be told.
     StorageError
         The storage refused, or could not be reached; or it is not to be asked, and the cache does not have it.
     """
@@ -284,10 +293,16 @@ def open(
     options |= {"offline": True} if offline else {}
     match = MODALITY.fullmatch(os.fspath(uri))
     if match and is_file(match[1]):
-        whole = open(match[1], options, network=network)
+        whole = open(match[1], options, network=network, version=version)
         if isinstance(whole, MultimodalDataset):
             return whole[match[2]]
-    return opened(open_readable(uri, options), os.fspath(uri), network or Network())
+    if version is None:
+        return opened(open_readable(uri, options), os.fspath(uri), network or Network())
+    if Access.of(options).offline:
+        msg = f"version {version!r} of {display_uri(uri)} cannot be read offline; expected what is there now."
+        raise InvalidArgumentError(msg)
+    past = open_version(uri, options, version)
+    return opened(past, str(past), network or Network())
 
 
 def opened(store: Store, uri: str, network: Network) -> Dataset | MultimodalDataset:
