@@ -85,16 +85,16 @@ class Folder:
         if found is None:
             return None
         start, stop, rows = found
-        whole, at = bytearray(), start
+        parts, at = [], start
         for first, last, digest, _ in rows:
             body = self._body(Name(*of, first, last), digest)
             if body is None:
                 return None
-            whole += memoryview(body)[at - first : stop - first]
+            parts.append(memoryview(body)[at - first : stop - first])
             at = last
         if any(time.time() - used > _TOUCH_SECONDS for *_, used in rows):
             self.touch(*of, start, stop)
-        return bytes(whole)
+        return b"".join(parts)
 
     def holds(self, store: str, key: str, etag: str, part: slice) -> bool:
         """Whether a part of an object is kept; its sums are not checked."""
