@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lobster_zarr.h5index import IndexReport, index
     from lobster_zarr.multimodal import MultimodalDataset, open
     from lobster_zarr.muquery import MultimodalSelection
+    from lobster_zarr.prefetch import Cache, prefetch
     from lobster_zarr.query import Selection
     from lobster_zarr.report import ConversionReport
     from lobster_zarr.rollback import RollbackReport, rollback
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from lobster_zarr.versions import Version, Versions, versions
 
 __all__ = [
+    "Cache",
     "Catalog",
     "ConversionReport",
     "CostReport",
@@ -53,6 +55,7 @@ __all__ = [
     "export",
     "index",
     "open",
+    "prefetch",
     "rollback",
     "verify",
     "versions",
@@ -62,6 +65,7 @@ __version__ = _version("lobster_zarr")
 
 # Loaded on first use: anndata alone takes a second to import.
 _HOMES = {
+    "Cache": "prefetch",
     "Catalog": "catalog",
     "ConversionReport": "report",
     "CostReport": "cost",
@@ -82,6 +86,7 @@ _HOMES = {
     "export": "export",
     "index": "h5index",
     "open": "multimodal",
+    "prefetch": "prefetch",
     "rollback": "rollback",
     "verify": "verify",
     "versions": "versions",

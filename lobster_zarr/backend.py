@@ -110,7 +110,7 @@ class StorageBackend(Rooted):
         """Load a file or store, or a part of it.
 
         Of a part only its bytes are read, of a store or a file. A whole file comes from S3 through
-        scratch space, checked against its checksum.
+        scratch space, checked against its checksum; with a cache, through that, as parts do.
 
         Parameters
         ----------
@@ -147,7 +147,7 @@ class StorageBackend(Rooted):
         at = self._place(path)
         asked = elements | {key: v for key, v in (("obs", where), ("var", var)) if v is not None}
         asked |= {} if modalities is None else {"modalities": modalities}
-        in_place = self._form(at) == "zarr" or bool(asked) or lazy
+        in_place = self._form(at) == "zarr" or bool(asked) or lazy or (callback is None and self._is_cached(at))
         _refuse(version is not None and at.scheme != "s3", "version", "what lies at s3://")
         _refuse(backed and (in_place or at.scheme != "file"), "backed", "a whole local .h5ad or .h5mu")
         if in_place:

@@ -18,9 +18,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lobster_zarr import cli_bucket
+from lobster_zarr.cli_cache import cache_app
 from lobster_zarr.cli_catalog import ls
 from lobster_zarr.cli_cost import cost
-from lobster_zarr.cli_options import AsJson, Endpoint, Scheduler, VersionId, cluster_of, options_of
+from lobster_zarr.cli_options import (
+    AsJson,
+    CacheFolder,
+    Endpoint,
+    Offline,
+    Scheduler,
+    VersionId,
+    cluster_of,
+    options_of,
+)
 from lobster_zarr.cli_versions import rollback, versions
 from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
 from lobster_zarr.output import OUTPUTS, TABLES, check_kind, check_output, drawn, save
@@ -42,6 +52,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cache_app)
 
 
 class Codec(StrEnum):
@@ -146,12 +157,14 @@ def info(
     *,
     version_id: VersionId = None,
     endpoint_url: Endpoint = None,
+    cache: CacheFolder = None,
+    offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a store holds: one request."""
     import lobster_zarr as lz
 
-    told = lz.open(uri, options_of(endpoint_url), version=version_id).info()
+    told = lz.open(uri, options_of(endpoint_url, cache, offline=offline), version=version_id).info()
     typer.echo(json.dumps(told.to_dict()) if as_json else str(told))
 
 
@@ -192,6 +205,8 @@ def query(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     version_id: VersionId = None,
     endpoint_url: Endpoint = None,
+    cache: CacheFolder = None,
+    offline: Offline = False,
     scheduler: Scheduler = None,
     as_json: AsJson = False,
 ) -> None:
@@ -203,7 +218,7 @@ def query(
     if var is not None and out is None and not explain:
         msg = "--var selects the genes of an output: it needs -o or --explain."
         raise InvalidArgumentError(msg)
-    data = lz.open(uri, options_of(endpoint_url), version=version_id)
+    data = lz.open(uri, options_of(endpoint_url, cache, offline=offline), version=version_id)
     names = [v.strip() for v in var.split(",") if v.strip()] if var is not None else None
     selection: Selection | MultimodalSelection
     if isinstance(data, lz.MultimodalDataset):
@@ -257,13 +272,15 @@ def sql(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     version_id: VersionId = None,
     endpoint_url: Endpoint = None,
+    cache: CacheFolder = None,
+    offline: Offline = False,
 ) -> None:
     """Run SQL over obs and var, reading only the columns that it names."""
     import lobster_zarr as lz
 
     if out is not None:
         check_output(out, TABLES, overwrite=overwrite)
-    table = lz.open(uri, options_of(endpoint_url), version=version_id).sql(query)
+    table = lz.open(uri, options_of(endpoint_url, cache, offline=offline), version=version_id).sql(query)
     if out is None:
         shown, n_left = drawn(table, shutil.get_terminal_size((WIDTH, 24)).columns)
         typer.echo(shown)
@@ -286,6 +303,8 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
     version_id: VersionId = None,
     endpoint_url: Endpoint = None,
+    cache: CacheFolder = None,
+    offline: Offline = False,
 ) -> None:
     """Write a whole store back to an H5AD or H5MU."""
     import lobster_zarr as lz
@@ -293,7 +312,7 @@ def export(
     if out.suffix not in {".h5ad", ".h5mu"}:
         msg = f"cannot export to {out.name!r}: expected a name that ends in .h5ad or .h5mu."
         raise InvalidArgumentError(msg)
-    data = lz.open(uri, options_of(endpoint_url), version=version_id)
+    data = lz.open(uri, options_of(endpoint_url, cache, offline=offline), version=version_id)
     path = lz.export(data, out, modality=modality, compression=compression.value, overwrite=overwrite)
     typer.echo(f"{shortened(str(path), WIDTH - 12)} ({human_bytes(path.stat().st_size)})")
 

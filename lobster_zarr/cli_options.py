@@ -21,6 +21,11 @@ Scheduler = Annotated[
     str | None,
     typer.Option("--scheduler", help="Share the work with the dask cluster at this address.", metavar="ADDRESS"),
 ]
+CacheFolder = Annotated[
+    str | None,
+    typer.Option("--cache", help="Keep what is read in this folder; LOBSTER_ZARR_CACHE by default.", metavar="DIR"),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Ask the storage nothing: the cache has to have it.")]
 VersionId = Annotated[
     str | None,
     typer.Option("--version-id", help="Read this version, as `versions` lists it.", metavar="ID"),
@@ -28,9 +33,10 @@ VersionId = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def options_of(endpoint_url: str | None) -> dict[str, Any]:
+def options_of(endpoint_url: str | None, cache: str | None = None, *, offline: bool = False) -> dict[str, Any]:
     """Return `storage_options`."""
-    return {"endpoint_url": endpoint_url} if endpoint_url else {}
+    given = {"endpoint_url": endpoint_url, "cache": cache, "offline": offline}
+    return {name: value for name, value in given.items() if value}
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def doctor(
     packed = packed_file(uri, storage_options)
     if packed is not None:
         return _of_packed(packed, network, storage_options)
-    dataset = open_dataset(uri, storage_options, network=network)
+    dataset = open_dataset(uri, storage_options, network=network, cache=False)
     return run(_examined(dataset, network, storage_options))
 
 

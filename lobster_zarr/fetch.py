@@ -15,6 +15,7 @@ import numpy as np
 from zarr.abc.store import RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
 
+from lobster_zarr.cached import Cached
 from lobster_zarr.decode import Decoding, fill, truncated
 from lobster_zarr.errors import FormatError
 from lobster_zarr.plan import MISSING, Request, index_needed, plan_chunks
@@ -114,6 +115,14 @@ class Fetcher:
         """Read one object or range, None where it does not exist. One request, none where it is known already."""
         if key in self.objects:
             return _part(self.objects[key], byte_range)
+        if isinstance(self.store, Cached):
+            held = await self.store.held(key, byte_range)
+            if held is not None:
+                for stats in counting(self.stats):
+                    stats.add_cached(len(held))
+                return memoryview(held)
+            if await self.store.is_absent(key):
+                return None
         async with self._gate:
             buffer = await self.store.get(key, default_buffer_prototype(), byte_range)
         payload: np.ndarray = np.empty(0, np.uint8) if buffer is None else np.asarray(buffer.as_numpy_array())
@@ -186,14 +195,7 @@ class Fetcher:
         byte_range = None
         if request.start is not None and request.stop is not None:
             byte_range = RangeByteRequest(request.start, request.stop)
-        long = byte_range is not None and byte_range.end - byte_range.start > STREAM_BYTES
-        if (
-            byte_range
-            and long
-            and isinstance(self.store, UriStore)
-            and self.store.is_remote
-            and not self.holds(request)
-        ):
+        if byte_range and isinstance(self.store, UriStore) and await self._comes_in_pieces(request, byte_range):
             await self._decode_as_it_arrives(self.store, request, byte_range, deliver, place)
             return
         body = await self.get(request.node.path, request.key, byte_range)
@@ -203,6 +205,15 @@ class Fetcher:
         if request.n_bytes is not None and len(body) != request.n_bytes:
             raise truncated(request, len(body))
         await Decoding(request, body, deliver, place, strict=self.strict).finish()
+
+    async def _comes_in_pieces(self, request: Request, wanted: RangeByteRequest) -> bool:
+        """Whether a response is long, and comes over a network."""
+        store = self.store
+        if wanted.end - wanted.start <= STREAM_BYTES or not isinstance(store, UriStore) or not store.is_remote:
+            return False
+        return not self.holds(request) and not (
+            isinstance(store, Cached) and await store.holds(request.key, wanted.start, wanted.end)
+        )
 
     async def _decode_as_it_arrives(
         self, store: UriStore, request: Request, wanted: RangeByteRequest, deliver: Deliver, place: Places

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+from lobster_zarr.cached import Cached
+from lobster_zarr.cachedstore import CachedStore
 from lobster_zarr.errors import ChunkDecodeError, ConflictError, FormatError, NotFoundError
 from lobster_zarr.h5store import FileStore
 from lobster_zarr.tree import is_ours, read_tree
@@ -66,15 +68,16 @@ class Identity:
             The store is another than the one that was opened, or gone.
         """
         store = self.fetcher.store
-        file = store if isinstance(store, FileStore) else None
-        is_free = file is not None and not file.is_remote
-        is_recent = not (now or is_free) and time.monotonic() - self.seen < FRESH_SECONDS
-        if is_recent or not (file is not None or is_ours(self.tree)):
+        own = store if isinstance(store, FileStore | CachedStore) else None
+        is_free = own is not None and not own.is_remote
+        patience = store.patience_seconds if isinstance(store, Cached) and store.is_caching else FRESH_SECONDS
+        is_recent = not (now or is_free) and time.monotonic() - self.seen < patience
+        if is_recent or not (own is not None or is_ours(self.tree)):
             return
         self.seen = time.monotonic()
         try:
-            if file is not None:
-                await file.check()
+            if own is not None:
+                await own.check()
             elif (await read_tree(store, self.uri)).nodes != self.tree.nodes:
                 raise self.stale()
         except (NotFoundError, FormatError, ConflictError) as error:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from lobster_zarr import credentials, errors
+from lobster_zarr.cache import user_folder
 from lobster_zarr.credentials import Keys, Provider
 from lobster_zarr.placement import Placement
 from lobster_zarr.redact import keep_out_of_logs
@@ -115,6 +116,9 @@ class Access:
     connect_timeout: float | None = None
     read_timeout: float | None = None
     max_attempts: int | None = None
+    cache: str | None = None
+    cache_max_bytes: int | None = None
+    offline: bool = False
 
     @classmethod
     def of(cls, storage_options: Mapping[str, Any] | None) -> Self:
@@ -130,7 +134,7 @@ class Access:
             "endpoint_url": env("AWS_ENDPOINT_URL_S3") or env("AWS_ENDPOINT_URL"),
             "region": env("AWS_REGION") or env("AWS_DEFAULT_REGION"),
         }
-        access = cls(**found | client | given)
+        access = cls(**found | client | given | _cache(given))
         if bool(access.key) != bool(access.secret):
             raise errors.InvalidArgumentError("storage_options has one of key and secret, expected both.")
         access.placement.check()
@@ -264,6 +268,25 @@ class Access:
         """
         payer = {"RequestPayer": "requester"} if self.requester_pays else {}
         return self.placement.for_boto3(n_bytes) | payer
+
+
+def _cache(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that say where bytes are kept: a folder of this machine, True for the user's own, or False."""
+    cache: Any = given.get("cache", os.environ.get("LOBSTER_ZARR_CACHE"))
+    if cache is None or cache is False or cache == "":
+        return {"cache": None}
+    if cache is True:
+        cache = str(user_folder())
+    if not isinstance(cache, str | os.PathLike) or Location.of(cache).scheme != "file":
+        shown = display_uri(cache) if isinstance(cache, str) else repr(cache)
+        raise errors.InvalidArgumentError(f"The cache is {shown!r}, expected a folder of this machine, True or False.")
+    path = os.fsdecode(cache)
+    n_bytes = getattr(cache, "max_bytes", given.get("cache_max_bytes"))
+    if n_bytes is not None and (type(n_bytes) is not int or n_bytes < 1):
+        msg = f"cache_max_bytes is {n_bytes!r}, expected bytes; lobster_zarr.Cache(path, max_bytes='20GB') takes text."
+        raise errors.InvalidArgumentError(msg)
+    # The home of whoever it is sent to, on another machine.
+    return {"cache": path if path.startswith("~") else str(Path(path).absolute()), "cache_max_bytes": n_bytes}
 
 
 def _check_names(where: str, given: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -12,10 +12,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args, override
 
 from lobster_zarr.byterange import Network
+from lobster_zarr.cachedstore import open_readable
 from lobster_zarr.dataset import Dataset
 from lobster_zarr.errors import InvalidArgumentError, NotFoundError, did_you_mean
-from lobster_zarr.h5store import MODALITY, is_file, open_file_store
+from lobster_zarr.h5store import MODALITY, is_file
 from lobster_zarr.joined import MultimodalReader
+from lobster_zarr.location import Access, display_uri
 from lobster_zarr.muprojection import WHOLE, of_modalities, projections
 from lobster_zarr.muquery import MultimodalSelection
 from lobster_zarr.mureading import Join, JointReading, Question
@@ -23,7 +25,6 @@ from lobster_zarr.openstore import OpenStore
 from lobster_zarr.reopen import open_reader
 from lobster_zarr.report import Progress, parse_size
 from lobster_zarr.sql import execute
-from lobster_zarr.store import open_store
 from lobster_zarr.summary import summarize_modalities
 from lobster_zarr.versionstore import open_version
 
@@ -241,6 +242,8 @@ def open(
     storage_options: Mapping[str, Any] | None = None,
     *,
     network: Network | None = None,
+    cache: str | os.PathLike[str] | bool | None = None,
+    offline: bool = False,
     version: str | None = None,
 ) -> Dataset | MultimodalDataset:
     """Open a store, one request where its metadata is consolidated, or an HDF5 file in place, a few.
@@ -258,9 +261,17 @@ def open(
         Latency, bandwidth and concurrency that plans assume: which gaps are read
         through, which layout is the cheaper, how many seconds ``explain()`` tells.
         Answers do not depend on it. None for 20 ms, 100 Mbit/s, 64 requests at once.
+    cache
+        A folder of this machine, or a :class:`Cache` (a folder and its size), that keeps what is read, and answers
+        what it has: never from a store that was changed in the meantime. True for the user's own folder, False for
+        none; None for what `storage_options` or ``LOBSTER_ZARR_CACHE`` say. Local stores are not cached.
+    offline
+        Ask the storage nothing: what is cached is served as it was seen last. Without it that is done, with a
+        warning, where the storage cannot be reached.
     version
         On S3, the id of a version that `lobster_zarr.versions` lists, or the beginning of it: all is
-        read as it was at that commit. One request more for each 1,000 versions of objects. None for what is there now.
+        read as it was at that commit. One request more for each 1,000 versions of objects. None for what is there now;
+        what was is not cached.
 
     Returns
     -------
@@ -276,18 +287,22 @@ def open(
     UnsupportedError, ConflictError
         The bucket keeps no versions; or which objects belong to the version cannot be told.
     StorageError
-        The storage refused, or could not be reached.
+        The storage refused, or could not be reached; or it is not to be asked, and the cache does not have it.
     """
+    options = {**(storage_options or {}), **({} if cache is None else {"cache": cache})}
+    options |= {"offline": True} if offline else {}
     match = MODALITY.fullmatch(os.fspath(uri))
     if match and is_file(match[1]):
-        whole = open(match[1], storage_options, network=network, version=version)
+        whole = open(match[1], options, network=network, version=version)
         if isinstance(whole, MultimodalDataset):
             return whole[match[2]]
-    if version is not None:
-        past = open_version(uri, storage_options, version)
-        return opened(past, str(past), network or Network())
-    store = open_file_store(uri, storage_options) if is_file(uri) else open_store(uri, storage_options)
-    return opened(store, os.fspath(uri), network or Network())
+    if version is None:
+        return opened(open_readable(uri, options), os.fspath(uri), network or Network())
+    if Access.of(options).offline:
+        msg = f"version {version!r} of {display_uri(uri)} cannot be read offline; expected what is there now."
+        raise InvalidArgumentError(msg)
+    past = open_version(uri, options, version)
+    return opened(past, str(past), network or Network())
 
 
 def opened(store: Store, uri: str, network: Network) -> Dataset | MultimodalDataset:

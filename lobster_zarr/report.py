@@ -278,14 +278,14 @@ class Progress:
 
 
 def _watch(name: str, stats: Stats, ended: threading.Event) -> None:
-    begun, arrived = stats.begun_bytes, stats.n_bytes
+    begun, arrived = stats.begun_bytes, stats.arrived_bytes
     if ended.wait(PATIENCE_SECONDS):
         return
     with _bars(transient=True) as bars:
         task = bars.add_task(name, total=None, rate="")
         waiting = True
         while waiting:
-            read = stats.n_bytes - arrived
+            read = stats.arrived_bytes - arrived
             total = max(stats.begun_bytes - begun, read) or None
             speed = bars.tasks[task].speed
             rate = human_bytes(read) + (f", {human_bytes(speed)}/s" if speed else "")

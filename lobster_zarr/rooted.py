@@ -112,6 +112,10 @@ class Rooted:
     def _storage_options(self, where: Location) -> dict[str, Any] | None:
         return self._options.given() if self._options and where.scheme == "s3" else None
 
+    def _is_cached(self, where: Location) -> bool:
+        """Whether what is read there is kept on this machine."""
+        return where.scheme == "s3" and bool(Access.of(self._storage_options(where)).cache)
+
     def validate_path(self, path: PathLike) -> str | Path:
         """Return where a path lies: a local one absolute, any other as a URI.
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lobster_zarr.cache import user_folder
 from lobster_zarr.errors import FormatError, UnsupportedError
 from lobster_zarr.h5array import FileArray
 from lobster_zarr.h5image import FileImage
@@ -21,6 +20,7 @@ from lobster_zarr.noted import MAX_BYTES, Note, pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     import numpy as np
 
@@ -138,8 +138,7 @@ def document(etag: str, image: FileImage, tree: Tree) -> bytes:
 
 def cached_path(uri: str) -> Path:
     """Return where the document of a file lies in this user's cache."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "lobster-zarr" / "index" / f"{hashlib.sha256(uri.encode()).hexdigest()[:32]}.json"
+    return user_folder() / "index" / f"{hashlib.sha256(uri.encode()).hexdigest()[:32]}.json"
 
 
 def _chunked(tree: Tree) -> Iterable[FileArray]:

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Stats:
-    """What was really read: requests and body bytes, by key."""
+    """What was really read: requests and body bytes, by key; and what a cache on this machine had of it."""
 
     n_requests: int = 0
     n_bytes: int = 0
     by_array: dict[str, tuple[int, int]] = field(default_factory=dict)
+    n_cached: int = 0
+    """Requests that were not made, as a cache had the answer."""
+    cached_bytes: int = 0
     begun_bytes: int = field(default=0, repr=False, compare=False)
     """Of ranges that reads were planned to fetch, whether they have arrived or not: for progress bars."""
 
@@ -32,6 +35,16 @@ class Stats:
         self.n_bytes += n_bytes
         requests, total = self.by_array.get(path, (0, 0))
         self.by_array[path] = requests + 1, total + n_bytes
+
+    def add_cached(self, n_bytes: int) -> None:
+        """Count one answer of a cache."""
+        self.n_cached += 1
+        self.cached_bytes += n_bytes
+
+    @property
+    def arrived_bytes(self) -> int:
+        """Bytes from wherever they came."""
+        return self.n_bytes + self.cached_bytes
 
 
 _observers: ContextVar[tuple[Stats, ...]] = ContextVar("lobster_zarr_observers", default=())

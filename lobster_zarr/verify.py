@@ -13,6 +13,7 @@ from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from lobster_zarr.address import Address
+from lobster_zarr.cached import Cached
 from lobster_zarr.cluster import crew_for
 from lobster_zarr.dataset import Dataset
 from lobster_zarr.errors import VerificationError
@@ -70,7 +71,7 @@ def verify(
         `client` was passed, and its workers cannot reach the store (``memory://``).
     """
     started = time.perf_counter()
-    opened = open_dataset(uri, storage_options) if isinstance(uri, str | os.PathLike) else uri
+    opened = open_dataset(uri, storage_options, cache=False) if isinstance(uri, str | os.PathLike) else _uncached(uri)
     store = opened if isinstance(opened, MultimodalDataset) else None
     reader = opened.reader.root if isinstance(opened, MultimodalDataset) else opened.reader
     with ExitStack() as stack:
@@ -95,6 +96,12 @@ def verify(
             path = against if single is not None and not single.is_in_memory else None
             found = _single(Dataset(reader), single, bars, _crew(client, reader, "", path, storage_options))
     return VerificationReport(reader.uri, *found, time.perf_counter() - started)
+
+
+def _uncached(data: Dataset | MultimodalDataset) -> Dataset | MultimodalDataset:
+    """Return the same store, to be read from its storage."""
+    store = (data.reader.root if isinstance(data, MultimodalDataset) else data.reader).fetcher.store
+    return open_dataset(data.uri, store.address.borrow()[1], cache=False) if isinstance(store, Cached) else data
 
 
 def _single(

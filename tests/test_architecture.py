@@ -66,6 +66,10 @@ RINGS: dict[int, set[str]] = {
         "store",
         "tree",
         "cache",
+        "cacheindex",
+        "cached",
+        "cachedfile",
+        "cachedstore",
         "traffic",
         "decode",
         "fetch",
@@ -151,12 +155,14 @@ RINGS: dict[int, set[str]] = {
     | {"transfer", "listing", "removal", "replicate", "prices", "cost"}  # whole files
     | {"accesslog", "bucketchange", "bucketlinks", "bucketpolicy", "bucketreport", "lifecycle"}  # whole buckets
     | {"catalog", "holdings", "glance", "versions", "rollback"}  # what there is, and was
+    | {"prefetch"}  # a cache, as a caller holds it
     | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
     7: {
         "__init__",
         "__main__",
         "cli",
         "cli_bucket",
+        "cli_cache",
         "cli_catalog",
         "cli_cost",
         "cli_options",
@@ -172,6 +178,7 @@ RINGS: dict[int, set[str]] = {
 RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules}
 
 EXPORTS = [
+    "Cache",
     "Catalog",
     "ConversionReport",
     "CostReport",
@@ -193,6 +200,7 @@ EXPORTS = [
     "export",
     "index",
     "open",
+    "prefetch",
     "rollback",
     "verify",
     "versions",

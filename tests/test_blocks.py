@@ -242,7 +242,7 @@ def test_two_blocks_are_in_memory(tmp_path: Path, kind: str) -> None:
 
 def test_what_all_batches_need_is_read_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = RecordingStore(LocalStore(path, read_only=True))
-    monkeypatch.setattr("lobster_zarr.multimodal.open_store", lambda *_: store)
+    monkeypatch.setattr("lobster_zarr.multimodal.open_readable", lambda *_: store)
     selection = lz.open(path).query("n_counts >= 0", layers=[], obsp=[])
     assert sum(1 for _ in selection.batches(10, block_bytes="1kB")) == 23
     asked = collections.Counter(c.key for c in store.calls if c.key.startswith(("uns/", "var", "zarr.json")))

@@ -238,7 +238,7 @@ def recorded(adata: ad.AnnData, path: Path, monkeypatch: pytest.MonkeyPatch, **o
 
     def cold() -> tuple[lz.Dataset, RecordingStore]:
         store = RecordingStore(LocalStore(path, read_only=True))
-        monkeypatch.setattr("lobster_zarr.multimodal.open_store", lambda *_: store)
+        monkeypatch.setattr("lobster_zarr.multimodal.open_readable", lambda *_: store)
         return lz.open(path), store
 
     return cold

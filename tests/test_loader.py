@@ -228,7 +228,7 @@ def test_a_damaged_chunk_reaches_the_caller(source: ad.AnnData, tmp_path: Path) 
 
 def test_an_epoch_reads_only_its_matrix_and_labels(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = RecordingStore(LocalStore(path, read_only=True))
-    monkeypatch.setattr("lobster_zarr.multimodal.open_store", lambda *_: store)
+    monkeypatch.setattr("lobster_zarr.multimodal.open_readable", lambda *_: store)
     selection = lz.open(path).query()
     store.forget()
     loader = selection.loader(16, labels=["cell_type"], **SMALL)

@@ -51,7 +51,7 @@ def stored(request: pytest.FixtureRequest, source: mudata.MuData, tmp_path_facto
 
 def opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Waves]:
     store = Waves(LocalStore(path, read_only=True))
-    monkeypatch.setattr("lobster_zarr.multimodal.open_store", lambda *_: store)
+    monkeypatch.setattr("lobster_zarr.multimodal.open_readable", lambda *_: store)
     return lz.open(path), store
 
 

@@ -59,7 +59,7 @@ def stored(request: pytest.FixtureRequest, atlas: ad.AnnData, tmp_path_factory: 
 
 def opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[lz.Dataset, Waves]:
     store = Waves(LocalStore(path, read_only=True))
-    monkeypatch.setattr("lobster_zarr.multimodal.open_store", lambda *_: store)
+    monkeypatch.setattr("lobster_zarr.multimodal.open_readable", lambda *_: store)
     return lz.open(path), store
 
 
