@@ -35,6 +35,8 @@ COMPANION = "csc"
 """``X/csc``: the gene-major companion of a row-major sparse matrix."""
 MARKER = RESERVED_PREFIX + "incomplete.json"
 """Object at the root while a conversion is under way."""
+VERIFIED = RESERVED_PREFIX + "verified.json"
+"""Object at the root: with what source, by its SHA-256, the store was compared, and the SHA-256 of its root then."""
 
 ROW_MAJOR_CHUNK = 8_192
 SPARSE_SHARD = 1 << 24
