@@ -50,7 +50,7 @@ type Staged = dict[str, zarr.Group | zarr.Array[Any]]
 """Elements that AnnData encoded in memory, by path."""
 type GeneMajor = Literal["auto"] | bool | Sequence[str]
 
-MAX_BLOCK_VALUES = 4 << 20
+MAX_BLOCK_VALUES = 3 << 20
 MIN_BLOCK_VALUES = 1 << 16
 KEPT_ROWS = 1 << 17
 """A longer column is encoded once to see that it can be, and again to write it."""
@@ -244,7 +244,9 @@ class Conversion:
         shared = (commit, self.scratch, self.progress, self.codec)
         order, companions = self.order, tuple(self.companions)
         if crew is None:
-            return MatrixConversion(*shared, _block_values(self.limit_bytes), order, companions)
+            block_values = _block_values(self.limit_bytes)
+            self.scratch.room_bytes = _spare_bytes(self.limit_bytes) - BYTES_PER_BLOCK_VALUE * block_values
+            return MatrixConversion(*shared, block_values, order, companions)
         block_values = _block_values(min(self.limit_bytes, crew.memory_bytes), crew.threads_per_worker)
         return ClusterMatrices(*shared, block_values, order, companions, crew)
 
@@ -289,8 +291,13 @@ class Conversion:
 
 def _block_values(limit_bytes: int, n_blocks: int = 1) -> int:
     """Values of a block where `n_blocks` are in memory at once, of a process that holds what this one does now."""
-    spare: int = max(limit_bytes - psutil.Process().memory_info().rss, 0) // n_blocks
-    return min(max(spare // BYTES_PER_BLOCK_VALUE, MIN_BLOCK_VALUES), MAX_BLOCK_VALUES)
+    spare_bytes = _spare_bytes(limit_bytes) // n_blocks
+    return min(max(spare_bytes // BYTES_PER_BLOCK_VALUE, MIN_BLOCK_VALUES), MAX_BLOCK_VALUES)
+
+
+def _spare_bytes(limit_bytes: int) -> int:
+    held_bytes: int = psutil.Process().memory_info().rss
+    return max(limit_bytes - held_bytes, 0)
 
 
 def _reordered(value: Any, order: np.ndarray) -> Any:

@@ -1,9 +1,9 @@
 """Out-of-core regrouping of compressed slices: sorting rows, and transposing.
 
 A conversion puts pieces of a matrix, each tagged with the major positions it
-belongs to; the pieces wait in one scratch file, compressed, and come back
-bucket by bucket in major order. Memory is one bucket, disk is the compressed
-pieces. Must not know the source or the destination.
+belongs to; the pieces wait, compressed, in memory as far as there is room for
+them and then in one scratch file, and come back bucket by bucket in major order.
+Must not know the source or the destination.
 """
 
 from __future__ import annotations
@@ -96,16 +96,36 @@ class Scratch:
     ----------
     directory
         Where to make it; None for the system's (``TMPDIR``).
+
+    Attributes
+    ----------
+    room_bytes
+        Of memory that pieces may take before they go to disk.
     """
 
     def __init__(self, directory: str | None = None) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="lobster-zarr-", dir=directory))
+        self.room_bytes = 0
+        self._held_bytes = 0
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def hold(self, n_bytes: int) -> bool:
+        """Take room in memory, if there is enough."""
+        with self._lock:
+            is_held = self._held_bytes + n_bytes <= self.room_bytes
+            self._held_bytes += n_bytes if is_held else 0
+        return is_held
+
+    def free(self, n_bytes: int) -> None:
+        """Give room back."""
+        with self._lock:
+            self._held_bytes -= n_bytes
 
     def file(self, name: str) -> ScratchFile:
         """Make a file; it is removed when it is closed."""
@@ -159,9 +179,10 @@ class ScratchFile:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Where the compressed arrays of one piece lie in the file."""
+    """Where the compressed arrays of one piece lie, in the file or in `held`."""
 
     spans: tuple[tuple[int, int, np.dtype[Any]], ...]
+    held: bytes | None
 
 
 class Exchange:
@@ -181,6 +202,7 @@ class Exchange:
 
     def __init__(self, scratch: Scratch, name: str, bounds: np.ndarray, max_values: int) -> None:
         self.bounds, self.max_values = bounds, max_values
+        self._scratch = scratch
         self._file = scratch.file(name)
         self._pieces: list[list[Future[_Piece]]] = [[] for _ in bounds[1:]]
         self._values = np.zeros(len(bounds) - 1, np.int64)
@@ -215,20 +237,27 @@ class Exchange:
 
     def _store(self, arrays: tuple[np.ndarray, ...]) -> _Piece:
         encoded = [BLOSC.encode(np.ascontiguousarray(a)) for a in arrays]
-        with self._lock:
-            at = self._end
-            self._end += sum(map(len, encoded))
-        self._file.write(b"".join(encoded), at)
+        payload, at = b"".join(encoded), 0
+        is_held = self._scratch.hold(len(payload))
+        if not is_held:
+            with self._lock:
+                at = self._end
+                self._end += len(payload)
+            self._file.write(payload, at)
         spans = []
         for array, chunk in zip(arrays, encoded, strict=True):
             spans.append((at, len(chunk), array.dtype))
             at += len(chunk)
-        return _Piece(tuple(spans))
+        return _Piece(tuple(spans), payload if is_held else None)
 
     def _load(self, piece: _Piece, start: int, stop: int) -> tuple[np.ndarray, ...]:
         """Read a piece back, and of it the slices of some major positions."""
+
+        def read(n_bytes: int, at: int) -> bytes | memoryview:
+            return self._file.read(n_bytes, at) if piece.held is None else memoryview(piece.held)[at : at + n_bytes]
+
         majors, lengths, indices, values = (
-            np.frombuffer(BLOSC.decode(self._file.read(size, at)), dtype) for at, size, dtype in piece.spans
+            np.frombuffer(BLOSC.decode(read(size, at)), dtype) for at, size, dtype in piece.spans
         )
         lo, hi = np.searchsorted(majors, (start, stop))
         first, last = int(lengths[:lo].sum()), int(lengths[:hi].sum())
@@ -253,6 +282,7 @@ class Exchange:
                     loaded = decode_pool().map(self._load, pieces, repeat(start), repeat(stop))
                     yield assemble(list(loaded), start, stop)
                 self._pieces[bucket] = []
+                self._scratch.free(sum(len(piece.held) for piece in pieces if piece.held is not None))
 
 
 def assemble(pieces: list[tuple[np.ndarray, ...]], start: int, stop: int) -> Slices:

@@ -377,7 +377,7 @@ from lobster_zarr.errors import StorageError
 source, dest, limit, *sort_by = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))  # as a full disk: a part is written, then none
 try:
-    lz.convert(source, dest, sort_by=sort_by, gene_major=False, progress=False)
+    lz.convert(source, dest, sort_by=sort_by, gene_major=False, memory_limit="1MB", progress=False)
 except StorageError as error:
     print(error)
 """

@@ -81,13 +81,15 @@ def test_sorting_the_indices_changes_their_order_alone(given_slices):
 # ---------------------------------------------------------------- exchange
 
 
-def exchanged(puts, bounds, max_values):
+def exchanged(puts, bounds, max_values, room_bytes=0):
     with Scratch() as scratch:
+        scratch.room_bytes = room_bytes
         exchange = Exchange(scratch, "rows", np.asarray(bounds, np.int64), max_values)
         for majors, part in puts:
             exchange.put(np.asarray(majors, np.int64), part)
         taken = [(s.lengths.copy(), pairs(s), s.values.dtype) for s in exchange.take()]
         assert list(scratch.path.iterdir()) == []  # the file is gone once all was taken
+        assert scratch.hold(room_bytes)  # as is all that was in memory
     return taken
 
 
@@ -109,15 +111,15 @@ def puts(draw):
     return n_major, bounds, blocks
 
 
-@given(puts(), st.sampled_from([1, 3, 1000]))
+@given(puts(), st.sampled_from([1, 3, 1000]), st.sampled_from([0, 300, 1 << 20]))
 @settings(max_examples=80)
-def test_everything_comes_back_once_in_the_order_it_came(drawn, max_values):
+def test_everything_comes_back_once_in_the_order_it_came(drawn, max_values, room_bytes):
     n_major, bounds, blocks = drawn
     expected = [[] for _ in range(n_major)]
     for majors, part in blocks:
         for major, entries in zip(majors, pairs(part), strict=True):
             expected[major] += entries
-    taken = exchanged(blocks, bounds, max_values)
+    taken = exchanged(blocks, bounds, max_values, room_bytes)
     assert same([row for _, rows, _ in taken for row in rows], expected)
     assert {d for _, rows, d in taken if any(rows)} <= {part.values.dtype for _, part in blocks}
 
@@ -206,6 +208,19 @@ def test_a_full_disk_is_an_error_that_names_the_remedy(tmp_path):
         with pytest.raises(StorageError) as failure:
             list(exchange.take())
     assert "TMPDIR" in str(failure.value)
+
+
+def test_what_there_is_room_for_stays_in_memory_and_the_rest_goes_to_disk(tmp_path):
+    with Scratch(str(tmp_path)) as scratch:
+        part = Slices(np.ones(2, np.int64), np.zeros(2, np.int32), np.ones(2))
+        for room_bytes, is_written in ((1 << 20, False), (0, True)):
+            scratch.room_bytes = room_bytes
+            exchange = Exchange(scratch, "rows", np.array([0, 2]), 10)
+            exchange.put(np.array([0, 1]), part)
+            taking = exchange.take()
+            assert pairs(next(taking)) == pairs(part)
+            assert ((scratch.path / "rows").stat().st_size > 0) is is_written
+            assert list(taking) == []
 
 
 def test_no_file_stays_open(tmp_path):
