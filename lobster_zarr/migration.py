@@ -15,6 +15,7 @@ from unicodedata import category
 
 from lobster_zarr.errors import ConflictError, InvalidArgumentError, LobsterZarrError, StorageError, UnsupportedError
 from lobster_zarr.folder import holdings
+from lobster_zarr.layout import check_codec
 from lobster_zarr.listing import STORE_SUFFIX
 from lobster_zarr.location import Location
 from lobster_zarr.manifest import MigratedFile, MigrationReport
@@ -99,6 +100,7 @@ def migrate(  # noqa: PLR0913 - options of a conversion, and what is done beside
     """
     started = time.perf_counter()
     where, wanted = place(dest), [sort_by] if isinstance(sort_by, str) else list(sort_by)
+    check_codec(codec)
     parse_size(memory_limit, "memory_limit")
     _check_apart(folder, where)
     settings = {"sort_by": wanted, "gene_major": gene_major, "codec": codec, "memory_limit": memory_limit}
@@ -137,8 +139,8 @@ class _Entry:
 
 
 def _without_collisions(entries: list[_Entry], *, fatal: bool) -> list[_Entry]:
-    counts = Counter(entry.file.destination for entry in entries if entry.passage)
-    twice = [entry for entry in entries if entry.passage and counts[entry.file.destination] > 1]
+    counts = Counter(entry.file.destination for entry in entries)
+    twice = [entry for entry in entries if entry.file.destination and counts[entry.file.destination] > 1]
     for entry in twice:
         rivals = [e.file.name for e in twice if e.file.destination == entry.file.destination]
         msg = f"{' and '.join(rivals)} would both be {entry.file.destination}; rename one, or copy with convert=False."

@@ -7,6 +7,7 @@ checksum of its source, and of a copied file S3 keeps a checksum. Must not know 
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from base64 import b64decode
 from dataclasses import dataclass, field
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lobster_zarr.folder import Holding, Stamp
+    from lobster_zarr.replica import Occupant
 
+_OF_ZARR = re.compile(r"zarr\.json|\.z[a-z]+|c|\d+(\.\d+)*")
+"""Last parts of the keys of a store."""
 NOTED_SOURCE = "lobster_zarr_source_sha256"
 """Attribute of the root of a converted store: the SHA-256 of its source."""
 
@@ -172,11 +176,12 @@ class _Stored(Passage):
         there = occupant(str(self.dest), self.options)
         if there.is_free:
             return "nothing"
-        if there.roots and there.is_verified_as(self.source_sha256):
+        if there.record == there.seal(self.source_sha256):
             return "verified"
-        return "same" if self._is_mine(there.attributes, there.digest) else "other"
+        return "same" if there.roots and self._is_mine(there) else "other"
 
-    def _is_mine(self, attributes: Mapping[str, Any], digest: str) -> bool:
+    def _is_mine(self, there: Occupant) -> bool:
+        """Whether a store, by its root, was made of the source."""
         raise NotImplementedError
 
     @override
@@ -190,8 +195,9 @@ class CopiedStore(_Stored):
     action = "copy"
 
     @override
-    def _is_mine(self, attributes: Mapping[str, Any], digest: str) -> bool:
-        return digest == occupant(str(self.holding.path)).digest
+    def _is_mine(self, there: Occupant) -> bool:
+        _ = self.source_sha256
+        return there.roots == occupant(self.holding.path.as_posix()).roots
 
     @override
     def send(self, *, overwrite: bool) -> int:
@@ -209,10 +215,10 @@ class Converted(_Stored):
     action = "convert"
 
     @override
-    def _is_mine(self, attributes: Mapping[str, Any], digest: str) -> bool:
-        if NOTED_SOURCE in attributes or self.holding.path.is_dir():
-            return bool(attributes.get(NOTED_SOURCE) == self.source_sha256)
-        noted = attributes.get(ATTRIBUTE)
+    def _is_mine(self, there: Occupant) -> bool:
+        if NOTED_SOURCE in there.attributes or self.holding.path.is_dir():
+            return bool(there.attributes.get(NOTED_SOURCE) == self.source_sha256)
+        noted = there.attributes.get(ATTRIBUTE)
         source = noted.get("source") if isinstance(noted, dict) else None  # as a conversion by itself notes it
         if not isinstance(source, dict) or source.get("bytes") != self.holding.n_bytes:
             return False
@@ -244,6 +250,13 @@ class Converted(_Stored):
         if isinstance(data, MultimodalDataset):
             known |= {f"{name}:{column}" for name, part in data.modalities.items() for column in part.obs.columns}
         return [name for name in wanted if name in known]
+
+    @override
+    def delete(self) -> str:
+        strange = [path.name for path in self.holding.files() if not _OF_ZARR.fullmatch(path.name)]
+        if self.holding.path.is_dir() and strange:
+            return f"it holds {strange[0]} too, which is no part of a store: yours to delete"
+        return super().delete()
 
     @override
     def check(self) -> None:

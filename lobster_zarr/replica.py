@@ -16,13 +16,12 @@ from lobster_zarr.commit import ROOT, Commit
 from lobster_zarr.errors import NotFoundError, VerificationError
 from lobster_zarr.layout import MARKER, VERIFIED
 from lobster_zarr.loop import run
-from lobster_zarr.store import display_uri, open_store
+from lobster_zarr.store import UriStore, display_uri
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from zarr.abc.store import Store
 
 _ROOTS = ("zarr.json", ".zattrs", ".zgroup", ".zmetadata")
 
@@ -67,10 +66,10 @@ def check_copy(folder: Path, dest: str, storage_options: Mapping[str, Any] | Non
     VerificationError
         One differs, is missing, or is too much.
     """
-    run(_check_copy(folder, open_store(dest, storage_options), display_uri(dest)))
+    run(_check_copy(folder, UriStore(dest, storage_options), display_uri(dest)))
 
 
-async def _check_copy(folder: Path, store: Store, where: str) -> None:
+async def _check_copy(folder: Path, store: UriStore, where: str) -> None:
     there = {key async for key in store.list_prefix("")} - {VERIFIED, MARKER}
     for key in sorted(there.symmetric_difference(_keys(folder))):
         raise VerificationError(f"{where}: {key!r} is {'not in the source' if key in there else 'missing'}.")
@@ -90,44 +89,39 @@ class Occupant:
 
     Parameters
     ----------
-    names
-        First parts of the keys; empty where there is nothing.
+    objects
+        Size and ETag of each object, by its key.
     roots
         The metadata of the root by its key; empty where no store opens.
     record
         What was noted of it when it was verified.
     """
 
-    names: frozenset[str] = frozenset()
+    objects: Mapping[str, tuple[int, str | None]] = field(default_factory=dict)
     roots: Mapping[str, bytes] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_free(self) -> bool:
         """Whether there is nothing, or only what a broken conversion left."""
-        return not self.roots and (not self.names or MARKER in self.names)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the roots."""
-        return of_bytes(b"\0".join(self.roots[key] for key in sorted(self.roots)))
+        return not self.roots and (not self.objects or MARKER in self.objects)
 
     @property
     def attributes(self) -> dict[str, Any]:
         """Of the root; empty where they are no JSON."""
-        for key in ("zarr.json", ".zattrs"):
-            document = _document(self.roots.get(key))
-            if document:
-                return dict(document.get("attributes", {})) if key == "zarr.json" else document
-        return {}
+        if "zarr.json" not in self.roots:
+            return _document(self.roots.get(".zattrs"))
+        attributes = _document(self.roots["zarr.json"]).get("attributes")
+        return attributes if isinstance(attributes, dict) else {}
 
-    def is_verified_as(self, source_sha256: str) -> bool:
-        """Whether it was compared with a source of this sum, and has not been replaced since."""
-        return dict(self.record) == _record(self, source_sha256)
+    def seal(self, source_sha256: str) -> dict[str, str]:
+        """What is noted of it when it was compared with a source: it changes with each object that is replaced."""
+        told = sorted((key, *found) for key, found in self.objects.items() if key not in {VERIFIED, MARKER})
+        return {"source_sha256": source_sha256, "objects_sha256": of_bytes(json.dumps(told).encode())}
 
 
 def occupant(dest: str, storage_options: Mapping[str, Any] | None = None) -> Occupant:
-    """Look at the place for a store: one listing, and a request for each root.
+    """Look at the place for a store: a listing, and a request for each root.
 
     Raises
     ------
@@ -135,33 +129,28 @@ def occupant(dest: str, storage_options: Mapping[str, Any] | None = None) -> Occ
         The storage refused; the place is that of a file.
     """
     try:
-        store = open_store(dest, storage_options)
+        store = UriStore(dest, storage_options)
     except NotFoundError:
         return Occupant()
     return run(_occupant(store))
 
 
-async def _occupant(store: Store) -> Occupant:
-    names = frozenset([name.rstrip("/") async for name in store.list_dir("")])
+async def _occupant(store: UriStore) -> Occupant:
+    listed = store._list()  # noqa: SLF001 - Zarr's lists have no sizes
+    objects = {entry["path"]: (entry["size"], entry["e_tag"]) async for entry in listed}
     found = {}
     for key in (*_ROOTS, VERIFIED):
-        buffer = await store.get(key, default_buffer_prototype()) if key in names else None
+        buffer = await store.get(key, default_buffer_prototype()) if key in objects else None
         if buffer is not None:
             found[key] = buffer.to_bytes()
-    if not found and not [key async for key in store.list_prefix("")]:
-        return Occupant()  # empty folders that an interrupted conversion left on a disk
-    return Occupant(names, found, _document(found.pop(VERIFIED, None)))
+    return Occupant(objects, found, _document(found.pop(VERIFIED, None)))
 
 
 def note_verified(dest: str, source_sha256: str, storage_options: Mapping[str, Any] | None = None) -> None:
     """Note in a store that it was compared with its source; nothing that reads stores looks there."""
-    body = json.dumps(_record(occupant(dest, storage_options), source_sha256)).encode()
-    store = open_store(dest, storage_options, read_only=False)
+    body = json.dumps(occupant(dest, storage_options).seal(source_sha256)).encode()
+    store = UriStore(dest, storage_options, read_only=False)
     run(store.set(VERIFIED, default_buffer_prototype().buffer.from_bytes(body)))
-
-
-def _record(there: Occupant, source_sha256: str) -> dict[str, str]:
-    return {"source_sha256": source_sha256, "root_sha256": there.digest}
 
 
 def _document(body: bytes | None) -> dict[str, Any]:
