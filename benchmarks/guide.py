@@ -32,7 +32,7 @@ from benchmarks.verdict import judge, print_bars
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-N_OBS, N_VARS, N_SAMPLES = 33_000, 30_000, 36
+N_OBS, N_VARS, N_SAMPLES = 42_600, 30_000, 36
 BUCKET, NAME = "lab", "gse180759"
 STORE, BOTH, H5AD = f"{NAME}.zarr", f"{NAME}_both.zarr", f"{NAME}.h5ad"
 WHERE = f"cell_type == '{CELL_TYPE}'"

@@ -143,10 +143,10 @@ class MigrationReport:
             (human_seconds(self.seconds), "wall time"),
         )
         rows = [(name(file.name), *self._cells(file)[1:]) for file in self.files]
-        heads, widths = ("file", "size", "", "there", "time", "", ""), (36, 12, 14, 12, 10, 10, 10)
+        heads, widths, right = ["file", "size", "", "there", "time", "", ""], [36, 12, 14, 12, 10, 10, 10], {1, 3, 4}
         if self.dry_run:
-            heads, widths = ("file", "size", "", "becomes"), (36, 12, 14, 42)
-        made = table(heads, widths, rows, {1} if self.dry_run else {1, 3, 4})
+            heads, widths, right = ["file", "size", "", "becomes"], [36, 12, 14, 42], {1}
+        made = table(heads, widths, rows, right)
         errors = notes(f"{file.name}: {file.error}" for file in self.failed)
         kind = "Would be moved" if self.dry_run else "Moved"
         return box(str(self), heading(kind, self.source, self.destination), told, body(made, errors))

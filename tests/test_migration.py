@@ -94,7 +94,7 @@ def test_everything_arrives_and_is_verified_and_a_second_run_sends_nothing(s3: S
         name: lz.open(f"{dest}/{name}.zarr", s3.storage_options).sort_by for name in ("heart", "cite", "2024/lung")
     }
     assert sorts == {"heart": ("cell_type",), "cite": ("rna:cell_type",), "2024/lung": ()}
-    assert "not sorted: it has no column cell_type or rna:cell_type" in str(done)
+    assert "not sorted: it has no column cell_type or rna:cell_type" in " ".join(str(done).split())
     local = {p.relative_to(data / "ours.zarr").as_posix() for p in (data / "ours.zarr").rglob("*") if p.is_file()}
     assert set(objects(s3, f"{dest}/ours.zarr/")) == {f"atlas/ours.zarr/{key}" for key in {*local, VERIFIED}}
 
@@ -155,7 +155,7 @@ def test_killed_half_way_the_next_run_does_the_rest_alone(s3: S3Server, tmp_path
         assert any(key.startswith("a/a.") for key in first)
         between.rule, between.asked[:] = lambda _: None, []
         report = lz.migrate(data, dest, convert=how == "convert", storage_options=options, progress=False)
-        sent = {asked.path.split("/")[3] for asked in between.asked if asked.method == "PUT"}
+        sent = {asked.path.partition("?")[0].split("/")[3] for asked in between.asked if asked.method == "PUT"}
     suffix = {"convert": "zarr", "copy": "h5ad"}[how]
     assert sent == {f"b.{suffix}", f"c.{suffix}"}
     assert report.failed == ()
@@ -178,8 +178,11 @@ def damage(s3: S3Server, bucket: str, key: str, change: Callable[[bytes], bytes]
     s3.client().put_object(Bucket=bucket, Key=key, Body=body, Metadata=held["Metadata"])
 
 
-@pytest.mark.parametrize("change", [flip, lambda body: body[: len(body) // 2]], ids=["a bit", "truncated"])
-@pytest.mark.parametrize("how", ["convert", "copy"])
+@pytest.mark.parametrize(
+    ("how", "change"),
+    [("convert", flip), ("copy", flip), ("copy", lambda body: body[:99])],
+    ids=["store", "bit", "cut"],
+)
 def test_what_arrived_damaged_is_named_and_its_local_copy_stays(
     s3: S3Server, tmp_path: Path, how: str, change: Callable[[bytes], bytes]
 ) -> None:
@@ -302,12 +305,12 @@ def test_links_pipes_and_what_is_broken(s3: S3Server, tmp_path: Path) -> None:
     os.close(fd)
     report = migrated(s3, data, dest, delete_local=True)
     assert sorted(file.name for file in report.failed) == ["broken.h5ad", "what?.h5ad", "\udcff.h5ad"]
-    assert "rename it" in str(report)
+    assert "rename it" in " ".join(str(report).split())
     assert {file.name for file in report.files if file.verified} == {"good.h5ad", "linked.h5ad"}
     assert {file.name for file in report.files if file.deleted} == {"good.h5ad"}
     assert (data / "linked.h5ad").exists()
     left = {"circle", "folder", "half.zarr", "nowhere.h5ad", "pipe.h5ad"}
-    assert {file.name for file in report.files if file.action == "leave"} == left
+    assert {file.name for file in report.files if file.action == "leave" and not file.error} == left
     json.dumps(report.to_dict())
 
 
@@ -353,8 +356,11 @@ def test_interrupted_it_tells_what_was_done_and_leaves_nothing_half(s3: S3Server
     for at, name in enumerate("ab"):
         h5ad(data / f"{name}.h5ad", at)
 
+    begun: list[str] = []
+
     def rule(asked: Asked) -> None:
-        if asked.method == "PUT" and "/b.zarr/X/" in asked.path:
+        if asked.method == "PUT" and "/b.zarr/X/" in asked.path and not begun:
+            begun.append(asked.path)
             os.kill(os.getpid(), signal.SIGINT)
 
     with gate(s3.endpoint) as between:
