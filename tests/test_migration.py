@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
-from mudatas import citeseq
 from scipy import sparse
 
 import lobster_zarr as lz
@@ -39,13 +39,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def h5ad(path: Path, seed: int = 0, column: str = "cell_type") -> Path:
-    """Write a small file."""
+    """Write a small file; genes have names of their own."""
     rng = np.random.default_rng(seed)
     obs = pd.DataFrame(
         {column: pd.Categorical(rng.choice(["B cell", "T cell"], 80))}, index=[f"cell{i}" for i in range(80)]
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    ad.AnnData(sparse.random(80, 30, 0.3, "csr", "float32", rng), obs=obs).write_h5ad(path)
+    var = pd.DataFrame(index=[f"gene{seed}-{i}" for i in range(30)])
+    ad.AnnData(sparse.random(80, 30, 0.3, "csr", "float32", rng), obs=obs, var=var).write_h5ad(path)
     return path
 
 
@@ -72,7 +73,8 @@ def test_everything_arrives_and_is_verified_and_a_second_run_sends_nothing(s3: S
     dest, data = f"{s3.bucket('migrate-all')}/atlas", tmp_path / "data"
     h5ad(data / "heart.h5ad")
     h5ad(data / "2024" / "lung.h5ad", 1, "kind")
-    citeseq().write_h5mu(data / "cite.h5mu")
+    parts = {"rna": ad.read_h5ad(data / "heart.h5ad"), "prot": ad.read_h5ad(data / "2024" / "lung.h5ad")}
+    mudata.MuData(parts).write_h5mu(data / "cite.h5mu")
     ad.read_h5ad(data / "heart.h5ad").write_zarr(data / "plain.zarr")
     lz.convert(data / "heart.h5ad", data / "ours.zarr", progress=False)
     (data / "notes.txt").write_text("mine")
