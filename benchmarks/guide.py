@@ -218,7 +218,7 @@ def main() -> int:
                 differs += [way for digest in found[way]["digests"] if digest is not None and digest != expected]
                 print(way, f"{found[way]['seconds']:.3f}", file=sys.stderr, flush=True)
     console = Console()
-    console.width = max(console.width, 130)
+    console.width = max(console.width, 150)
     size = source.stat().st_size / 1e6
     console.print(table(found, f"{n_obs:,} x {N_VARS:,}, H5AD {size:.1f} MB; {BARRED}"))
     judged = judge([(WAYS[w].title, f["seconds"], "<=", bar) for w, f in found.items() if (bar := WAYS[w].bar)])
