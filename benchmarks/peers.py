@@ -87,10 +87,10 @@ def measure_stores(peers: Peers) -> dict[str, Figures]:
 
 
 def measure_queries(peers: Peers, profile: str, truth: dict[str, Figures]) -> list[Figures]:
-    """Ask everyone everything on one line."""
+    """Ask everyone on one line what there are true answers of."""
     found, line = [], PROFILES[profile]
     with shaped_s3(peers.job.data, *line) as server:
-        for question in ASKED:
+        for question, true in truth.items():
             asked = asked_bytes(peers.job, question, "sorted")
             limit = {"asked_bytes": sum(asked.values()), "limit_seconds": limit_seconds(asked, line)}
             for reader, store in COMPARED:
@@ -99,7 +99,7 @@ def measure_queries(peers: Peers, profile: str, truth: dict[str, Figures]) -> li
                 figures: Figures = dict(ABSENT)
                 if there and python:
                     figures = asking.measure(server, peers.job, run, line, python)
-                figures["agrees"] = agrees(truth[question], figures.get("digests", {}))
+                figures["agrees"] = agrees(true, figures.get("digests", {}))
                 found.append(dict(zip(("question", "reader", "store"), run, strict=True)) | limit | figures)
                 print(*run, figures.get("seconds", figures.get("error")), file=sys.stderr, flush=True)
     return found
@@ -242,6 +242,12 @@ def page_lines(report: Figures) -> list[str]:
     return [*lines, *markdown.bar_lines(report.get("bars", []))]
 
 
+def keep(report: Figures, path: Path | None) -> None:
+    """Write a report where that is wanted."""
+    if path:
+        path.write_text(json.dumps(report, indent=1, default=float) + "\n")
+
+
 def measure(peers: Peers, args: argparse.Namespace) -> Figures:
     """Run the parts that were asked for."""
     job = peers.job
@@ -249,25 +255,35 @@ def measure(peers: Peers, args: argparse.Namespace) -> Figures:
     report: Figures = {"title": title, "versions": {p: version(p) for p in ("lobster-zarr", "anndata", "zarr")}}
     report["n_obs"] = job.n_obs
 
-    def keep(part: Figures) -> None:
+    def add(part: Figures) -> None:
         report.update(part)
-        if args.json:  # an hour's work: what a run that is ended had found stays
-            args.json.write_text(json.dumps(report, indent=1, default=float) + "\n")
+        keep(report, args.json)  # an hour's work: what a run that is ended had found stays
 
     stores = measure_stores(peers)
     if "stores" in args.parts:
-        keep({"stores": stores})
+        add({"stores": stores})
     if "queries" in args.parts:
         truth = truths(job, ASKED)
         found = {p: measure_queries(peers, p, truth) for p in ((BARRED, FAST) if args.fast else (BARRED,))}
         report["versions"] |= {f["reader"]: f["version"] for f in found[BARRED] if "version" in f}
-        keep({"queries": found, "bars": bars(stores, found[BARRED])})
+        add({"queries": found, "bars": bars(stores, found[BARRED])})
     if "loading" in args.parts:
         python, at = peers.pythons["annbatch"], stored_at(job, "sorted")
-        keep({"loading": loader.measure(at, "local disk", str(python) if python else None, LOADERS)})
+        add({"loading": loader.measure(at, "local disk", str(python) if python else None, LOADERS)})
     if "multimodal" in args.parts:
-        keep({"multimodal": multimodal.measure(job.data, multimodal_cells(job.n_obs))})
+        add({"multimodal": multimodal.measure(job.data, multimodal_cells(job.n_obs))})
     return report
+
+
+def measure_again(peers: Peers, report: Figures, names: list[str]) -> None:
+    """Ask some questions of an earlier report anew, of everyone, and judge it by that."""
+    truth = truths(peers.job, names)
+    for profile, found in report["queries"].items():
+        fresh = measure_queries(peers, profile, truth)
+        report["queries"][profile] = [*(f for f in found if f["question"] not in names), *fresh]
+        report["queries"][profile].sort(key=lambda f: ASKED.index(f["question"]))
+    report["title"] += f"; {', '.join(names)} of a later run"
+    report["bars"] = bars(report["stores"], report["queries"][BARRED])
 
 
 def main() -> int:
@@ -284,15 +300,21 @@ def main() -> int:
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the tables into this page of Markdown")
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--from-json", type=Path, metavar="IN", help="measure nothing; show and draw an earlier run")
+    parser.add_argument("--again", nargs="+", choices=ASKED, default=[], help="of that run, ask these anew")
     args = parser.parse_args()
     report: dict[str, Any] = json.loads(args.from_json.read_text()) if args.from_json else {}
-    if not report:
+    if not report or args.again:
         job = Job(args.data.resolve(), args.n_obs, args.n_vars)
         prepare_source(job)
         given = {name: Path(path) for name, _, path in (each.partition("=") for each in args.python)}
         folder = args.environments or job.data / "environments"
         pythons = {name: given[name] if name in given else interpreter(folder.resolve(), name) for name in PACKAGES}
-        report = measure(Peers(job, pythons), args)
+        peers = Peers(job, pythons)
+        if report:
+            measure_again(peers, report, args.again)
+            keep(report, args.json)
+        else:
+            report = measure(peers, args)
     console = Console()
     console.width = max(console.width, 150)
     show(console, report)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lobster_zarr import errors
     from lobster_zarr.byterange import Network
+    from lobster_zarr.catalog import Catalog, catalog
     from lobster_zarr.convert import convert
+    from lobster_zarr.cost import CostReport, cost
     from lobster_zarr.dataset import Dataset
     from lobster_zarr.diagnosis import Diagnosis
     from lobster_zarr.doctor import doctor
@@ -27,10 +29,14 @@ if TYPE_CHECKING:
     from lobster_zarr.muquery import MultimodalSelection
     from lobster_zarr.query import Selection
     from lobster_zarr.report import ConversionReport
+    from lobster_zarr.rollback import RollbackReport, rollback
     from lobster_zarr.verify import verify
+    from lobster_zarr.versions import Version, Versions, versions
 
 __all__ = [
+    "Catalog",
     "ConversionReport",
+    "CostReport",
     "Dataset",
     "Diagnosis",
     "IndexReport",
@@ -38,22 +44,31 @@ __all__ = [
     "MultimodalDataset",
     "MultimodalSelection",
     "Network",
+    "RollbackReport",
     "Selection",
+    "Version",
+    "Versions",
+    "catalog",
     "convert",
+    "cost",
     "doctor",
     "errors",
     "export",
     "index",
     "migrate",
     "open",
+    "rollback",
     "verify",
+    "versions",
 ]
 
 __version__ = _version("lobster_zarr")
 
 # Loaded on first use: anndata alone takes a second to import.
 _HOMES = {
+    "Catalog": "catalog",
     "ConversionReport": "report",
+    "CostReport": "cost",
     "Dataset": "dataset",
     "Diagnosis": "diagnosis",
     "IndexReport": "h5index",
@@ -61,14 +76,21 @@ _HOMES = {
     "MultimodalDataset": "multimodal",
     "MultimodalSelection": "muquery",
     "Network": "byterange",
+    "RollbackReport": "rollback",
     "Selection": "query",
+    "Version": "versions",
+    "Versions": "versions",
+    "catalog": "catalog",
     "convert": "convert",
+    "cost": "cost",
     "doctor": "doctor",
     "export": "export",
     "index": "h5index",
     "migrate": "migration",
     "open": "multimodal",
+    "rollback": "rollback",
     "verify": "verify",
+    "versions": "versions",
 }
 
 

@@ -7,7 +7,7 @@ anything.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -48,6 +48,12 @@ class Address:
         uri = str(Path(where.root).absolute()) if where.scheme == "file" else str(where)
         secret = access.secrets() | ({"uri": where.url} if where.is_secret else {})
         return cls(uri, access.public(), lend(secret) if secret else "")
+
+    @classmethod
+    def taken(cls, state: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """Take the address out of a state that has its fields among others; return the others too."""
+        names = [f.name for f in fields(cls)]
+        return cls(*(state[name] for name in names)), {k: v for k, v in state.items() if k not in names}
 
     def below(self, path: str) -> Address:
         """Return the address of a part of a store; an empty path is the store itself."""

@@ -94,7 +94,7 @@ class StorageBackend(Rooted):
             raise FormatError(f"{where} ends in {ending or 'nothing'!r}; expected one of {known}.{others}")
         return ending
 
-    def load(
+    def load(  # noqa: PLR0913 - the public contract
         self,
         path: PathLike,
         *,
@@ -103,6 +103,7 @@ class StorageBackend(Rooted):
         lazy: bool = False,
         modalities: Sequence[str] | None = None,
         backed: bool = False,
+        version: str | None = None,
         callback: Callback | None = None,
         **elements: Any,
     ) -> Any:
@@ -123,6 +124,8 @@ class StorageBackend(Rooted):
             Of a MuData, those that are wanted.
         backed
             Of a local file: leave X in it.
+        version
+            On S3, the id of a version that `lobster_zarr.versions` lists; None for what is there now.
         callback
             Called with the bytes of a download that are done, and of the whole.
         **elements
@@ -145,11 +148,12 @@ class StorageBackend(Rooted):
         asked = elements | {key: v for key, v in (("obs", where), ("var", var)) if v is not None}
         asked |= {} if modalities is None else {"modalities": modalities}
         in_place = self._form(at) == "zarr" or bool(asked) or lazy
+        _refuse(version is not None and at.scheme != "s3", "version", "what lies at s3://")
         _refuse(backed and (in_place or at.scheme != "file"), "backed", "a whole local .h5ad or .h5mu")
         if in_place:
-            selection = self._checked(self._open(at)).query(**asked)
+            selection = self._checked(self._open(at, version)).query(**asked)
             return selection.to_lazy() if lazy else selection.to_memory(progress=self.progress)
-        with self._local(at, callback) as file:
+        with self._local(at, callback, version) as file:
             self._check_kind(several=datafile.is_mudata(file), what=str(at))
             return datafile.read_file(file, backed=backed)
 
@@ -226,12 +230,12 @@ class StorageBackend(Rooted):
             kind = "a MuData" if several else "an AnnData"
             raise FormatError(f"{what} is {kind}, which {type(self).__name__} does not hold.{_other_backend(form)}")
 
-    def _open(self, at: Location) -> Dataset | MultimodalDataset:
+    def _open(self, at: Location, version: str | None = None) -> Dataset | MultimodalDataset:
         with finding():
-            return open_dataset(at.url if at.is_secret else str(at), self._storage_options(at))
+            return open_dataset(at.url if at.is_secret else str(at), self._storage_options(at), version=version)
 
     @contextmanager
-    def _local(self, at: Location, callback: Callback | None = None) -> Iterator[Path]:
+    def _local(self, at: Location, callback: Callback | None = None, version: str | None = None) -> Iterator[Path]:
         """Give a file of this machine, as long as the block lasts."""
         if at.scheme == "file":
             if not Path(at.root).is_file():
@@ -243,7 +247,8 @@ class StorageBackend(Rooted):
         with tempfile.TemporaryDirectory(prefix="lobster-zarr-") as scratch:
             path, options = Path(scratch, name(at)), self._storage_options(at)
             with finding():
-                transfer.download(str(at), path, options, parts=self.parts, callback=callback, progress=self.progress)
+                how: Any = {"parts": self.parts, "callback": callback, "progress": self.progress}
+                transfer.download(str(at), path, options, version=version, **how)
             yield path
 
     @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING, Any, Protocol
 
 import google_crc32c
@@ -110,6 +110,30 @@ def is_summed(head: Mapping[str, Any], part_bytes: int | None) -> bool:
     """Whether an answer tells a sum by which `difference` can tell; arguments as there."""
     by_s3 = any(name in head for name in _SUMS) and bool(part_bytes or not came_in_parts(head))
     return by_s3 or NOTED_SHA256 in head.get("Metadata", {}) or _is_md5(head)
+
+
+def agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
+    """Whether two objects hold the same bytes, by what S3 tells of each; None where it tells too little.
+
+    Parameters
+    ----------
+    one, other
+        Answers to ``HeadObject`` with ``ChecksumMode="ENABLED"``. What the first notes of itself counts, not what the
+        other does: a copy takes that over, whatever its bytes.
+    """
+    if one["ContentLength"] != other["ContentLength"]:
+        return False
+    if one["ETag"] == other["ETag"]:
+        return True
+    whole = not came_in_parts(other)
+    noted = one.get("Metadata", {}).get(NOTED_SHA256)
+    if noted and whole and "ChecksumSHA256" in other:
+        return bool(b64decode(other["ChecksumSHA256"]).hex() == noted)
+    if whole and not came_in_parts(one):
+        for name in (*_SUMS, "ChecksumCRC64NVME"):
+            if name in one and name in other:
+                return bool(one[name] == other[name])
+    return False if _is_md5(one) and _is_md5(other) else None
 
 
 def _is_md5(head: Mapping[str, Any]) -> bool:

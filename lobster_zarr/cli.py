@@ -1,4 +1,4 @@
-"""The command line: ``lobster-zarr convert | info | query | sql | export | verify | doctor | migrate | demo``.
+"""The command line: ``lobster-zarr convert | info | query | sql | export | verify | doctor | ls | …``.
 
 Every failure is one line on standard error and exit status 2. Must not hold
 logic of its own: each command is one call of the Python interface.
@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lobster_zarr import cli_bucket
+from lobster_zarr.cli_catalog import ls
+from lobster_zarr.cli_cost import cost
 from lobster_zarr.cli_migrate import migrate
 from lobster_zarr.cli_options import (
     AsJson,
@@ -29,10 +32,12 @@ from lobster_zarr.cli_options import (
     Sse,
     SseKey,
     StorageClass,
+    VersionId,
     cluster_of,
     options_of,
     placement_of,
 )
+from lobster_zarr.cli_versions import rollback, versions
 from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
 from lobster_zarr.output import OUTPUTS, TABLES, check_kind, check_output, drawn, save
 from lobster_zarr.report import human_bytes
@@ -130,13 +135,14 @@ def convert(
 def info(
     uri: Annotated[str, typer.Argument(help="A store: path or URI.")],
     *,
+    version_id: VersionId = None,
     endpoint_url: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a store holds: one request."""
     import lobster_zarr as lz
 
-    told = lz.open(uri, options_of(endpoint_url)).info()
+    told = lz.open(uri, options_of(endpoint_url), version=version_id).info()
     typer.echo(json.dumps(told.to_dict()) if as_json else str(told))
 
 
@@ -175,6 +181,7 @@ def query(
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Tell what it would cost, and fetch nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    version_id: VersionId = None,
     endpoint_url: Endpoint = None,
     scheduler: Scheduler = None,
     as_json: AsJson = False,
@@ -187,7 +194,7 @@ def query(
     if var is not None and out is None and not explain:
         msg = "--var selects the genes of an output: it needs -o or --explain."
         raise InvalidArgumentError(msg)
-    data = lz.open(uri, options_of(endpoint_url))
+    data = lz.open(uri, options_of(endpoint_url), version=version_id)
     names = [v.strip() for v in var.split(",") if v.strip()] if var is not None else None
     selection: Selection | MultimodalSelection
     if isinstance(data, lz.MultimodalDataset):
@@ -239,6 +246,7 @@ def sql(
     *,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="out.parquet or out.csv; a table without.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    version_id: VersionId = None,
     endpoint_url: Endpoint = None,
 ) -> None:
     """Run SQL over obs and var, reading only the columns that it names."""
@@ -246,7 +254,7 @@ def sql(
 
     if out is not None:
         check_output(out, TABLES, overwrite=overwrite)
-    table = lz.open(uri, options_of(endpoint_url)).sql(query)
+    table = lz.open(uri, options_of(endpoint_url), version=version_id).sql(query)
     if out is None:
         shown, n_left = drawn(table, shutil.get_terminal_size((WIDTH, 24)).columns)
         typer.echo(shown)
@@ -267,6 +275,7 @@ def export(
     modality: Annotated[str | None, typer.Option(help="The one to write, of a MuData store.", metavar="NAME")] = None,
     compression: Annotated[Compression, typer.Option(help="Of the file.")] = Compression.gzip,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    version_id: VersionId = None,
     endpoint_url: Endpoint = None,
 ) -> None:
     """Write a whole store back to an H5AD or H5MU."""
@@ -275,14 +284,8 @@ def export(
     if out.suffix not in {".h5ad", ".h5mu"}:
         msg = f"cannot export to {out.name!r}: expected a name that ends in .h5ad or .h5mu."
         raise InvalidArgumentError(msg)
-    path = lz.export(
-        uri,
-        out,
-        modality=modality,
-        compression=compression.value,
-        overwrite=overwrite,
-        storage_options=options_of(endpoint_url),
-    )
+    data = lz.open(uri, options_of(endpoint_url), version=version_id)
+    path = lz.export(data, out, modality=modality, compression=compression.value, overwrite=overwrite)
     typer.echo(f"{shortened(str(path), WIDTH - 12)} ({human_bytes(path.stat().st_size)})")
 
 
@@ -334,6 +337,11 @@ def demo() -> None:
     from lobster_zarr.demo import run_demo
 
     run_demo()
+
+
+app.add_typer(cli_bucket.app)
+for _command in (cost, ls, versions, rollback):
+    app.command()(_command)
 
 
 def main() -> None:

@@ -38,6 +38,10 @@ Scheduler = Annotated[
     str | None,
     typer.Option("--scheduler", help="Share the work with the dask cluster at this address.", metavar="ADDRESS"),
 ]
+VersionId = Annotated[
+    str | None,
+    typer.Option("--version-id", help="Read this version, as `versions` lists it.", metavar="ID"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 GeneMajor = Annotated[
     bool | None,

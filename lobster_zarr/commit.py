@@ -21,7 +21,8 @@ from lobster_zarr.errors import ConflictError, StorageError
 from lobster_zarr.layout import MARKER, NOTED_OBJECT, NOTED_OBJECTS
 from lobster_zarr.loop import run, submit
 from lobster_zarr.noted import ATTRIBUTE, OBJECT
-from lobster_zarr.store import display_uri, open_store
+from lobster_zarr.store import display_uri, is_local, local_path, open_store
+from lobster_zarr.wholefile import remove_staged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -87,8 +88,7 @@ class Commit:
         self.overwrite = overwrite
         self.replaced = ""
         self.attributes: dict[str, Any] = {}  # further ones, of the root group
-        self.n_objects = 0
-        self.stored_bytes = 0
+        self.n_objects = self.stored_bytes = 0
         self._room_bytes = NOTED_OBJECTS
         self._nodes: dict[str, dict[str, Any]] = {}
         self._stores: list[str] = []
@@ -97,9 +97,8 @@ class Commit:
         self._window = _Window(IN_FLIGHT_BYTES)
         self._gate = asyncio.Semaphore(UPLOADS)
         self._under_way: set[asyncio.Task[Any] | None] = set()
-        self._closed = False
+        self._closed = self._finished = False
         self._errors: list[BaseException] = []
-        self._finished = False
 
     def __enter__(self) -> Self:
         stale = run(self._survey())
@@ -146,6 +145,8 @@ class Commit:
             self.replaced = "a store"
         elif MARKER in top:
             self.replaced = "an unfinished conversion"
+            if is_local(self.uri):
+                remove_staged(local_path(self.uri))
         elif rooted:
             msg = (
                 f"{where} holds a Zarr hierarchy that is not an AnnData or MuData store "

@@ -179,7 +179,7 @@ async def _examined(
     dataset: Dataset | MultimodalDataset, network: Network, options: Mapping[str, Any] | None
 ) -> Diagnosis:
     root = dataset.reader.root if isinstance(dataset, MultimodalDataset) else dataset.reader
-    opening, consolidated = await _opening(root, network)
+    opening, consolidated = await cost_of_opening(root, network)
     sizes, source = await array_sizes(root.fetcher, root.tree)
     if isinstance(root.fetcher, FileFetcher):
         sizes, source = file_sizes(root.tree, root.fetcher.file.n_bytes), "file"
@@ -286,7 +286,7 @@ def _questions(patient: _Patient, *, contiguous: bool) -> dict[str, Question]:
     return found
 
 
-async def _opening(reader: StoreReader, network: Network) -> tuple[Cost, bool]:
+async def cost_of_opening(reader: StoreReader, network: Network) -> tuple[Cost, bool]:
     """Return what opening costs, and whether the metadata is consolidated. One or two requests."""
     tree, store = reader.tree, reader.fetcher.store
     if isinstance(store, FileStore):

@@ -5,7 +5,6 @@ Must not know which of its callers may see what.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from lobster_zarr.multimodal import open as open_dataset
 from lobster_zarr.place import name, suffix
 from lobster_zarr.refusal import READ
 from lobster_zarr.s3client import missing, payer, s3_client
+from lobster_zarr.tree import of_root
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,20 +115,13 @@ def _root(
     where: Location, options: Mapping[str, Any] | None
 ) -> tuple[Dataset | MultimodalDataset, dict[str, Any]] | None:
     """Open a store from its root metadata alone, and tell its age; None where that does not do."""
-    from zarr.core.buffer import default_buffer_prototype
-    from zarr.storage import MemoryStore
-
     found = _root_bytes(where, options)
     if found is None:
         return None
     document, modified = found
-    try:
-        consolidated = json.loads(document).get("consolidated_metadata")
-    except (ValueError, AttributeError):
-        return None  # opening it says what is wrong
-    if not consolidated:
+    store = of_root(document)
+    if store is None:
         return None
-    store = MemoryStore({"zarr.json": default_buffer_prototype().buffer.from_bytes(document)})
     told = {"modified": modified, "checksum": checksum.of_bytes(document)}
     return opened(store, str(where), Network()), told
 

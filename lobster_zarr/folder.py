@@ -29,7 +29,7 @@ _KINDS: dict[str, Kind] = {".h5ad": "h5ad", ".h5mu": "h5mu"}
 
 
 @dataclass(frozen=True)
-class Holding:
+class Cargo:
     """A file, or a folder that is one thing.
 
     Parameters
@@ -70,7 +70,7 @@ class Holding:
         return tuple((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats)
 
 
-def holdings(folder: str | os.PathLike[str]) -> list[Holding]:
+def cargoes(folder: str | os.PathLike[str]) -> list[Cargo]:
     """Look through a folder, in the order of names. Links to files are followed, links to folders are not.
 
     Raises
@@ -90,47 +90,47 @@ def holdings(folder: str | os.PathLike[str]) -> list[Holding]:
     return list(_below(path, path))
 
 
-def _below(folder: Path, top: Path) -> Iterator[Holding]:
+def _below(folder: Path, top: Path) -> Iterator[Cargo]:
     name = folder.relative_to(top).as_posix()
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        yield Holding(folder, name, "other", error=f"cannot be listed: {error.strerror}")
+        yield Cargo(folder, name, "other", error=f"cannot be listed: {error.strerror}")
         return
     for entry in entries:
         path = Path(entry.path)
         try:
             found = _file(path, top) if not entry.is_dir() else _folder(path, top, is_link=entry.is_symlink())
         except OSError as error:
-            found = Holding(path, path.relative_to(top).as_posix(), "other", error=f"cannot be read: {error.strerror}")
+            found = Cargo(path, path.relative_to(top).as_posix(), "other", error=f"cannot be read: {error.strerror}")
         if found is not None:
             yield found
         else:
             yield from _below(path, top)
 
 
-def _file(path: Path, top: Path) -> Holding:
+def _file(path: Path, top: Path) -> Cargo:
     name = path.relative_to(top).as_posix()
     if not path.is_file():
-        return Holding(path, name, "other", remark="a link that leads nowhere" if path.is_symlink() else "no file")
-    return Holding(path, name, _KINDS.get(path.suffix.lower(), "other"), path.stat().st_size)
+        return Cargo(path, name, "other", remark="a link that leads nowhere" if path.is_symlink() else "no file")
+    return Cargo(path, name, _KINDS.get(path.suffix.lower(), "other"), path.stat().st_size)
 
 
-def _folder(path: Path, top: Path, *, is_link: bool) -> Holding | None:
+def _folder(path: Path, top: Path, *, is_link: bool) -> Cargo | None:
     """Return what a folder is; None where it is just a folder."""
     name = path.relative_to(top).as_posix()
     if is_link:
-        return Holding(path, name, "other", remark="a link to a folder, which is not followed")
+        return Cargo(path, name, "other", remark="a link to a folder, which is not followed")
     attributes = _attributes(path)
     if attributes is None and path.suffix != STORE_SUFFIX:
         return None
-    sized = Holding(path, name, "store")
+    sized = Cargo(path, name, "store")
     n_bytes = sum(entry[2] for entry in sized.stamp())
     if attributes is None:
-        return Holding(path, name, "other", n_bytes, remark="no whole store: it has no root")
+        return Cargo(path, name, "other", n_bytes, remark="no whole store: it has no root")
     if attributes.get("encoding-type") not in {"anndata", "MuData"}:
-        return Holding(path, name, "other", n_bytes, remark="a Zarr store of something else")
-    return Holding(path, name, "store", n_bytes, is_ours=ATTRIBUTE in attributes)
+        return Cargo(path, name, "other", n_bytes, remark="a Zarr store of something else")
+    return Cargo(path, name, "store", n_bytes, is_ours=ATTRIBUTE in attributes)
 
 
 def _attributes(path: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import posixpath
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, override
+from typing import TYPE_CHECKING, Any, ClassVar, Self, override
 
 from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
+
+    from lobster_zarr.refusal import Operation
 
 SUFFIXES = (".h5ad", ".h5mu", ".h5", ".hdf5")
 MODALITY = re.compile(r"(.+\.(?:h5mu|zip))/(?:mod/)?([^/]+)/?")
@@ -65,6 +67,9 @@ class FileStore(UriStore):
     uri, storage_options
         As for `lobster_zarr.store.open_store`.
     """
+
+    reading: ClassVar[Operation] = READ
+    """What a request for a part of the file is."""
 
     def __init__(
         self, uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None, *, read_only: bool = True
@@ -118,7 +123,8 @@ class FileStore(UriStore):
         import obstore
 
         async def request() -> tuple[Any, bytes]:
-            answer = await obstore.get_async(self.store, self.name, options={"range": (0, n_bytes)})
+            options: Any = {"range": (0, n_bytes), **self.options}
+            answer = await obstore.get_async(self.store, self.name, options=options)
             return answer.meta, bytes(await answer.bytes_async())
 
         try:
@@ -138,7 +144,7 @@ class FileStore(UriStore):
     async def _found[T](self, request: Callable[[], Awaitable[T]]) -> T | None:
         """Make a request; None where there is no such file. No error has the client's as its context, URL and all."""
         with contextlib.suppress(FileNotFoundError):
-            return await self._asked(READ, self.name, request)
+            return await self._asked(self.reading, self.name, request)
         return None
 
     async def check(self) -> None:
@@ -201,7 +207,7 @@ class FileStore(UriStore):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What makes a request conditional."""
+        """What makes a request conditional on the file that was met."""
         is_strong = self.etag and not self.etag.startswith("W/")  # a weak one matches nothing, by RFC 9110
         return {"if_match": self.etag} if is_strong and self._where.scheme != "memory" else {}
 
@@ -261,7 +267,7 @@ class FileStore(UriStore):
             async for piece in answer.stream(min_chunk_size=PIECE_BYTES):
                 yield bytes(piece)
 
-        async for piece in self._streamed(READ, self.name, pieces):
+        async for piece in self._streamed(self.reading, self.name, pieces):
             yield piece
 
 

@@ -1,14 +1,16 @@
-"""Names of files and stores below a folder, locally or on S3, by a pattern.
+"""Names of files and stores below a folder, locally or on S3, by a pattern; or all objects below it.
 
-A store is one name, whatever lies in it: its objects are not listed. Must not
+By a pattern a store is one name, whatever lies in it: its objects are not listed. Must not
 know what files hold.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import fnmatch
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from lobster_zarr.errors import InvalidArgumentError, NotFoundError, UnsupportedError
 from lobster_zarr.location import Access
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     """Names of the files and of the folders of a folder, given by its path below the start."""
 
 STORE_SUFFIX = ".zarr"
+_MISSING = 404
 
 
 def names(where: Location, storage_options: Mapping[str, Any] | None = None, pattern: str = "*") -> list[str]:
@@ -62,6 +65,89 @@ def names(where: Location, storage_options: Mapping[str, Any] | None = None, pat
     with s3_client(where, access, LIST) as client:
         found = _walk(_s3_level(client, where, payer(access)), "", wanted)
         return sorted({f"{where}/{name}" for name in found})
+
+
+def _below(client: Any, where: Location, access: Access) -> Iterator[dict[str, Any]]:
+    """Yield all objects below a prefix as S3 lists them: a request for 1,000."""
+    prefix = f"{where.prefix}/".lstrip("/")
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=where.root, Prefix=prefix, **payer(access)):
+        yield from page.get("Contents", ())
+
+
+def named_objects(client: Any, where: Location, access: Access) -> Iterator[dict[str, Any]]:
+    """Yield all objects below a prefix as S3 lists them; where there are none, the object of that name itself.
+
+    A request for 1,000 of them. The folders that a console makes are left out.
+    """
+    from botocore.exceptions import ClientError
+
+    found = False
+    for entry in _below(client, where, access):
+        if not entry["Key"].endswith("/"):
+            found = True
+            yield entry
+    if found or not where.prefix:
+        return
+    try:
+        head = client.head_object(Bucket=where.root, Key=where.prefix, **payer(access))
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] != _MISSING:
+            raise
+        return
+    yield {"Key": where.prefix, "Size": head["ContentLength"], **head}
+
+
+class Listed(NamedTuple):
+    """What a listing tells of an object."""
+
+    key: str
+    """From the folder that was listed, without a leading slash."""
+    n_bytes: int
+    modified: dt.datetime
+    etag: str = ""
+    storage_class: str = "STANDARD"
+
+
+def objects(where: Location, access: Access) -> Iterator[Listed]:
+    """List all objects below a folder, whatever they belong to; on S3 one request for each 1,000.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such folder; on S3, nothing below it.
+    StorageError
+        The storage refused.
+    """
+    if where.scheme == "file":
+        yield from _local_objects(where)
+        return
+    if where.scheme != "s3":
+        raise UnsupportedError(f"Cannot list {where}, expected a local folder or s3://bucket/prefix.")
+    prefix, n_found = f"{where.prefix}/".lstrip("/"), 0
+    with s3_client(where, access, LIST) as client:
+        for told in _below(client, where, access):
+            n_found += 1
+            key, kind = told["Key"].removeprefix(prefix), told.get("StorageClass", "STANDARD")
+            yield Listed(key, told["Size"], told["LastModified"], told["ETag"], kind)
+    if not n_found and prefix:
+        raise NotFoundError(f"There is nothing below {where}. Check the path.")
+
+
+def _local_objects(where: Location) -> Iterator[Listed]:
+    def refuse(error: OSError) -> NoReturn:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise NotFoundError(f"There is no folder at {where}. Check the path.") from error
+        raise refused_by_system(error, LIST, "", where) from error
+
+    for folder, _, files in os.walk(where.root, onerror=refuse):
+        for name in files:
+            path = Path(folder, name)
+            try:
+                stat = path.stat()
+            except OSError:  # a link that leads nowhere, or a file that is gone by now
+                continue
+            key, modified = path.relative_to(where.root).as_posix(), dt.datetime.fromtimestamp(stat.st_mtime, dt.UTC)
+            yield Listed(key, stat.st_size, modified)
 
 
 def _walk(level: Level, folder: str, pattern: Sequence[str]) -> Iterator[str]:

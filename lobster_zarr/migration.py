@@ -1,6 +1,6 @@
 """Moves a folder of files to S3, or wherever stores can be: plans all, then brings one after another, and reports.
 
-Knows which holding becomes what, and that a local copy goes only when the other was compared with it. Must not
+Knows which cargo becomes what, and that a local copy goes only when the other was compared with it. Must not
 know how anything is brought: that is :mod:`lobster_zarr.passage`.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
 from lobster_zarr.errors import ConflictError, InvalidArgumentError, LobsterZarrError, StorageError, UnsupportedError
-from lobster_zarr.folder import holdings
+from lobster_zarr.folder import cargoes
 from lobster_zarr.layout import check_codec
 from lobster_zarr.listing import STORE_SUFFIX
 from lobster_zarr.location import Location
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lobster_zarr.conversion import GeneMajor
-    from lobster_zarr.folder import Holding
+    from lobster_zarr.folder import Cargo
     from lobster_zarr.layout import CodecProfile
 
 
@@ -105,7 +105,7 @@ def migrate(  # noqa: PLR0913 - options of a conversion, and what is done beside
     _check_apart(folder, where)
     settings = {"sort_by": wanted, "gene_major": gene_major, "codec": codec, "memory_limit": memory_limit}
     job = _Migration(where, convert, others, overwrite, delete_local, storage_options, settings, progress)
-    entries = [job.planned(holding) for holding in holdings(folder)]
+    entries = [job.planned(cargo) for cargo in cargoes(folder)]
     entries = _without_collisions(entries, fatal=not dry_run)
     report = MigrationReport(str(folder), str(where), (), 0.0, dry_run)
 
@@ -132,7 +132,7 @@ def _check_apart(folder: str | os.PathLike[str], dest: Location) -> None:
 
 @dataclass
 class _Entry:
-    """One holding, what is told of it, and how it goes; None where it does not."""
+    """One cargo, what is told of it, and how it goes; None where it does not."""
 
     file: MigratedFile
     passage: Passage | None = None
@@ -152,7 +152,7 @@ def _without_collisions(entries: list[_Entry], *, fatal: bool) -> list[_Entry]:
 
 @dataclass
 class _Migration:
-    """What is to be done with each holding."""
+    """What is to be done with each cargo."""
 
     dest: Location
     convert: bool
@@ -167,21 +167,21 @@ class _Migration:
     def __post_init__(self) -> None:
         self.bars = Progress(enabled=self.progress)
 
-    def planned(self, holding: Holding) -> _Entry:
-        """Choose how a holding goes, and look at its place."""
-        file = MigratedFile(holding.name, holding.kind, holding.n_bytes, None, "leave", remark=holding.remark)
-        if holding.error:
-            return _Entry(replace(file, error=holding.error))
-        if holding.kind == "other" and (not self.others or holding.remark):
+    def planned(self, cargo: Cargo) -> _Entry:
+        """Choose how a cargo goes, and look at its place."""
+        file = MigratedFile(cargo.name, cargo.kind, cargo.n_bytes, None, "leave", remark=cargo.remark)
+        if cargo.error:
+            return _Entry(replace(file, error=cargo.error))
+        if cargo.kind == "other" and (not self.others or cargo.remark):
             return _Entry(file)
         try:
-            passage = self._passage(holding)
+            passage = self._passage(cargo)
             file = replace(file, destination=str(passage.dest), action=passage.action)
             found = passage.found()
         except StorageError:  # of the destination: the others will fare no better
             raise
         except (LobsterZarrError, OSError) as error:
-            return _Entry(replace(file, error=_told(error, holding)))
+            return _Entry(replace(file, error=_told(error, cargo)))
         if found == "verified" or (found == "same" and not self.overwrite):
             return _Entry(replace(file, action="nothing" if found == "verified" else "compare"), passage)
         if found == "other" and not self.overwrite:
@@ -192,14 +192,14 @@ class _Migration:
             return _Entry(replace(file, error=msg))
         return _Entry(file, passage)
 
-    def _passage(self, holding: Holding) -> Passage:
-        kind: type[Passage] = CopiedStore if holding.kind == "store" else CopiedFile
-        if self.convert and holding.kind != "other" and not holding.is_ours:
+    def _passage(self, cargo: Cargo) -> Passage:
+        kind: type[Passage] = CopiedStore if cargo.kind == "store" else CopiedFile
+        if self.convert and cargo.kind != "other" and not cargo.is_ours:
             kind = Converted
-        where = place(f"{str(self.dest).rstrip('/')}/{_name(holding, self.dest, is_file=kind is CopiedFile)}")
+        where = place(f"{str(self.dest).rstrip('/')}/{_name(cargo, self.dest, is_file=kind is CopiedFile)}")
         if kind is CopiedFile and where.scheme not in {"file", "s3"}:
             raise UnsupportedError(f"Files cannot be copied to {where}, expected s3:// or a local folder.")
-        return kind(holding, where, self.options, self.settings, self.progress)
+        return kind(cargo, where, self.options, self.settings, self.progress)
 
     def run(self, entries: list[_Entry]) -> None:
         """Bring all that can go; what is told of each changes as it is done."""
@@ -214,7 +214,7 @@ class _Migration:
             try:
                 self._bring(entry, passage)
             except (LobsterZarrError, OSError) as error:
-                entry.file = replace(entry.file, error=_told(error, passage.holding))
+                entry.file = replace(entry.file, error=_told(error, passage.cargo))
             entry.file = replace(entry.file, seconds=time.perf_counter() - started)
             gone += entry.file.source_bytes
 
@@ -235,18 +235,16 @@ class _Migration:
             entry.file = replace(entry.file, deleted=not kept, remark=kept or entry.file.remark)
 
 
-def _name(holding: Holding, dest: Location, *, is_file: bool) -> str:
-    """Return the name of a holding at the destination."""
-    if any(category(letter) in {"Cc", "Cs"} for letter in holding.name) or (
-        dest.scheme != "file" and "?" in holding.name
-    ):
+def _name(cargo: Cargo, dest: Location, *, is_file: bool) -> str:
+    """Return the name of a cargo at the destination."""
+    if any(category(letter) in {"Cc", "Cs"} for letter in cargo.name) or (dest.scheme != "file" and "?" in cargo.name):
         raise InvalidArgumentError("its name has a letter that no URI can carry; rename it.")
-    if is_file or holding.name.endswith(STORE_SUFFIX):
-        return holding.name
-    return (holding.name if holding.kind == "store" else holding.name.rpartition(".")[0]) + STORE_SUFFIX
+    if is_file or cargo.name.endswith(STORE_SUFFIX):
+        return cargo.name
+    return (cargo.name if cargo.kind == "store" else cargo.name.rpartition(".")[0]) + STORE_SUFFIX
 
 
-def _told(error: LobsterZarrError | OSError, holding: Holding) -> str:
+def _told(error: LobsterZarrError | OSError, cargo: Cargo) -> str:
     if isinstance(error, LobsterZarrError):
         return str(error)
-    return str(refused_by_system(error, READ, holding.name, Location("file", str(holding.path.parent))))
+    return str(refused_by_system(error, READ, cargo.name, Location("file", str(cargo.path.parent))))

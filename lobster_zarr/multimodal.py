@@ -25,6 +25,7 @@ from lobster_zarr.report import Progress, parse_size
 from lobster_zarr.sql import execute
 from lobster_zarr.store import open_store
 from lobster_zarr.summary import summarize_modalities
+from lobster_zarr.versionstore import open_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -240,6 +241,7 @@ def open(
     storage_options: Mapping[str, Any] | None = None,
     *,
     network: Network | None = None,
+    version: str | None = None,
 ) -> Dataset | MultimodalDataset:
     """Open a store, one request where its metadata is consolidated, or an HDF5 file in place, a few.
 
@@ -256,6 +258,9 @@ def open(
         Latency, bandwidth and concurrency that plans assume: which gaps are read
         through, which layout is the cheaper, how many seconds ``explain()`` tells.
         Answers do not depend on it. None for 20 ms, 100 Mbit/s, 64 requests at once.
+    version
+        On S3, the id of a version that `lobster_zarr.versions` lists, or the beginning of it: all is
+        read as it was at that commit. One request more for each 1,000 versions of objects. None for what is there now.
 
     Returns
     -------
@@ -268,14 +273,19 @@ def open(
         There is no store.
     FormatError
         It is not an AnnData or MuData store.
+    UnsupportedError, ConflictError
+        The bucket keeps no versions; or which objects belong to the version cannot be told.
     StorageError
         The storage refused, or could not be reached.
     """
     match = MODALITY.fullmatch(os.fspath(uri))
     if match and is_file(match[1]):
-        whole = open(match[1], storage_options, network=network)
+        whole = open(match[1], storage_options, network=network, version=version)
         if isinstance(whole, MultimodalDataset):
             return whole[match[2]]
+    if version is not None:
+        past = open_version(uri, storage_options, version)
+        return opened(past, str(past), network or Network())
     store = open_file_store(uri, storage_options) if is_file(uri) else open_store(uri, storage_options)
     return opened(store, os.fspath(uri), network or Network())
 

@@ -1,4 +1,4 @@
-"""How a holding gets to its place: converted, copied as a store, or copied as a file; and what is there already.
+"""How a cargo gets to its place: converted, copied as a store, or copied as a file; and what is there already.
 
 That is told by the destination itself, never by a list of what was done: the root of a converted store names the
 checksum of its source, and of a copied file S3 keeps a checksum. Must not know what else is on its way.
@@ -31,7 +31,7 @@ from lobster_zarr.wholefile import make_folder, whole_file
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lobster_zarr.folder import Holding, Stamp
+    from lobster_zarr.folder import Cargo, Stamp
     from lobster_zarr.replica import Occupant
 
 _OF_ZARR = re.compile(r"zarr\.json|\.z[a-z]+|c|\d+(\.\d+)*")
@@ -45,11 +45,11 @@ type Found = Literal["nothing", "same", "verified", "other"]
 
 @dataclass
 class Passage:
-    """One holding on its way.
+    """One cargo on its way.
 
     Parameters
     ----------
-    holding
+    cargo
         What goes.
     dest
         Where to.
@@ -61,7 +61,7 @@ class Passage:
         Show bars when on a terminal.
     """
 
-    holding: Holding
+    cargo: Cargo
     dest: Location
     options: Mapping[str, Any] | None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -76,13 +76,13 @@ class Passage:
     def source_sha256(self) -> str:
         """Of the file as it was when first asked for; of a store, that of the names and sums of its files."""
         if self._seen is None:
-            self._seen = self.holding.stamp(), self._digest()  # written to in between, it differs from its stamp
+            self._seen = self.cargo.stamp(), self._digest()  # written to in between, it differs from its stamp
         return self._seen[1]
 
     def _digest(self) -> str:
-        if not self.holding.path.is_dir():
-            return sha256(self.holding.path)
-        lines = [f"{sha256(p)} {p.relative_to(self.holding.path).as_posix()}\n" for p in self.holding.files()]
+        if not self.cargo.path.is_dir():
+            return sha256(self.cargo.path)
+        lines = [f"{sha256(p)} {p.relative_to(self.cargo.path).as_posix()}\n" for p in self.cargo.files()]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def check_unchanged(self) -> None:
@@ -93,9 +93,9 @@ class Passage:
         ConflictError
             It was.
         """
-        if self._seen is None or self.holding.stamp() != self._seen[0]:
+        if self._seen is None or self.cargo.stamp() != self._seen[0]:
             raise ConflictError(
-                f"{self.holding.path} was changed while it was on its way, and {self.dest} is not what it is now. Run "
+                f"{self.cargo.path} was changed while it was on its way, and {self.dest} is not what it is now. Run "
                 "again with overwrite=True (--overwrite) when nobody writes to it."
             )
 
@@ -116,7 +116,7 @@ class Passage:
 
     def delete(self) -> str:
         """Delete the local copy; return why it is kept, where it is."""
-        path = self.holding.path
+        path = self.cargo.path
         if path.is_symlink():
             return "a link: what it leads to is yours to delete"
         where = Location("file", str(path))
@@ -142,7 +142,7 @@ class CopiedFile(Passage):
         except NotFoundError:
             return "nothing"
         is_noted = noted == self.source_sha256
-        agrees = transfer.agrees(self.holding.path, str(self.dest), self.options)
+        agrees = transfer.agrees(self.cargo.path, str(self.dest), self.options)
         return ("same" if is_noted else "other") if agrees is None else ("verified" if agrees else "other")
 
     @override
@@ -150,9 +150,9 @@ class CopiedFile(Passage):
         _ = self.source_sha256  # what is written from here on is noticed
         if self.dest.scheme == "file":
             with whole_file(make_folder(Path(self.dest.root))) as part:
-                shutil.copyfile(self.holding.path, part)
+                shutil.copyfile(self.cargo.path, part)
             return Path(self.dest.root).stat().st_size
-        return transfer.upload(self.holding.path, str(self.dest), self.options, progress=self.progress).size_bytes
+        return transfer.upload(self.cargo.path, str(self.dest), self.options, progress=self.progress).size_bytes
 
     @override
     def check(self) -> None:
@@ -162,7 +162,7 @@ class CopiedFile(Passage):
             held = transfer.stored_sha256(str(self.dest), self.options)
         if held != self.source_sha256:
             msg = (
-                f"{self.dest} holds other bytes than {self.holding.path} (SHA-256 {held[:12]}…, expected "
+                f"{self.dest} holds other bytes than {self.cargo.path} (SHA-256 {held[:12]}…, expected "
                 f"{self.source_sha256[:12]}…). Run again with overwrite=True (--overwrite)."
             )
             raise VerificationError(msg)
@@ -197,16 +197,16 @@ class CopiedStore(_Stored):
     @override
     def _is_mine(self, there: Occupant) -> bool:
         _ = self.source_sha256
-        return there.roots == occupant(self.holding.path.as_posix()).roots
+        return there.roots == occupant(self.cargo.path.as_posix()).roots
 
     @override
     def send(self, *, overwrite: bool) -> int:
         _ = self.source_sha256
-        return copy_store(self.holding.path, str(self.dest), self.options, overwrite=overwrite)
+        return copy_store(self.cargo.path, str(self.dest), self.options, overwrite=overwrite)
 
     @override
     def check(self) -> None:
-        check_copy(self.holding.path, str(self.dest), self.options)
+        check_copy(self.cargo.path, str(self.dest), self.options)
 
 
 class Converted(_Stored):
@@ -216,13 +216,13 @@ class Converted(_Stored):
 
     @override
     def _is_mine(self, there: Occupant) -> bool:
-        if NOTED_SOURCE in there.attributes or self.holding.path.is_dir():
+        if NOTED_SOURCE in there.attributes or self.cargo.path.is_dir():
             return bool(there.attributes.get(NOTED_SOURCE) == self.source_sha256)
         noted = there.attributes.get(ATTRIBUTE)
         source = noted.get("source") if isinstance(noted, dict) else None  # as a conversion by itself notes it
-        if not isinstance(source, dict) or source.get("bytes") != self.holding.n_bytes:
+        if not isinstance(source, dict) or source.get("bytes") != self.cargo.n_bytes:
             return False
-        return bool(source.get("crc32c") == b64decode(s3_sum(self.holding.path, "ChecksumCRC32C")).hex())
+        return bool(source.get("crc32c") == b64decode(s3_sum(self.cargo.path, "ChecksumCRC32C")).hex())
 
     @override
     def send(self, *, overwrite: bool) -> int:
@@ -231,7 +231,7 @@ class Converted(_Stored):
         if wanted and not sort_by:
             self.remark = f"not sorted: it has no column {' or '.join(wanted)}"
         report = convert(
-            self.holding.path,
+            self.cargo.path,
             str(self.dest),
             overwrite=overwrite,
             storage_options=self.options,
@@ -245,7 +245,7 @@ class Converted(_Stored):
         """Those that the file has; of a MuData global ones and a modality's: ``rna:cell_type``."""
         if not wanted:
             return []
-        data = open_dataset(self.holding.path)
+        data = open_dataset(self.cargo.path)
         known = set(data.obs.columns)
         if isinstance(data, MultimodalDataset):
             known |= {f"{name}:{column}" for name, part in data.modalities.items() for column in part.obs.columns}
@@ -253,11 +253,11 @@ class Converted(_Stored):
 
     @override
     def delete(self) -> str:
-        strange = [path.name for path in self.holding.files() if not _OF_ZARR.fullmatch(path.name)]
-        if self.holding.path.is_dir() and strange:
+        strange = [path.name for path in self.cargo.files() if not _OF_ZARR.fullmatch(path.name)]
+        if self.cargo.path.is_dir() and strange:
             return f"it holds {strange[0]} too, which is no part of a store: yours to delete"
         return super().delete()
 
     @override
     def check(self) -> None:
-        verify(str(self.dest), self.holding.path, storage_options=self.options, progress=self.progress)
+        verify(str(self.dest), self.cargo.path, storage_options=self.options, progress=self.progress)

@@ -24,10 +24,12 @@ CLASSES = (
     "EXPRESS_ONEZONE",
 )
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-class-intro.html
-_NOT_AT_ONCE = {"GLACIER", "DEEP_ARCHIVE"}
-_BILLED_FROM_BYTES = 128 << 10
-_INFREQUENT = {"STANDARD_IA", "ONEZONE_IA", "GLACIER_IR"}
+NOT_AT_ONCE = {"GLACIER", "DEEP_ARCHIVE"}
+BILLED_FROM_BYTES = 128 << 10
+INFREQUENT = {"STANDARD_IA", "ONEZONE_IA", "GLACIER_IR"}
 """A smaller object is billed as 128 KiB in these, and each read of it a retrieval."""
+LEAST_DAYS = {"STANDARD_IA": 30, "ONEZONE_IA": 30, "GLACIER_IR": 90, "GLACIER": 90, "DEEP_ARCHIVE": 180}
+"""So long is an object in these billed, also where it is deleted, replaced or moved on before."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Placement:
 
     def check_store(self) -> None:
         """Refuse classes whose objects cannot be read at once: a store is read from the moment it is there."""
-        if self.storage_class in _NOT_AT_ONCE:
+        if self.storage_class in NOT_AT_ONCE:
             raise errors.InvalidArgumentError(
                 f"A store in the storage class {self.storage_class} could not be read: its objects have to be restored "
                 "first, which takes hours. Use GLACIER_IR, or keep an exported file in that class."
@@ -70,8 +72,8 @@ class Placement:
 
     def class_of(self, n_bytes: int | None) -> str | None:
         """Return the storage class of an object of this size; an infrequent-access one only from 128 KiB."""
-        small = n_bytes is not None and n_bytes < _BILLED_FROM_BYTES
-        return "STANDARD" if small and self.storage_class in _INFREQUENT else self.storage_class
+        small = n_bytes is not None and n_bytes < BILLED_FROM_BYTES
+        return "STANDARD" if small and self.storage_class in INFREQUENT else self.storage_class
 
     def for_boto3(self, n_bytes: int | None = None) -> dict[str, Any]:
         """Return the arguments of boto3's `put_object` or `upload_file` (its ``ExtraArgs``), save `bucket_key`.

@@ -329,18 +329,21 @@ class Reading:
 
     async def elements(self) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
         """Read everything that is asked for: obs, var, and all else by its path."""
+        # Where all rows are asked for, theirs come while the columns are found.
+        rows = None if self.obs is None and self.resolved is None else (await self.axes())[0].runs
+        frame = self.reader.obs.frame(self.projection.obs_columns, rows, self.resolver.known.get("obs"))
+        obs, (final, var, values) = await together(*cast("Any", (frame, self._beside_obs())))
+        return final.arrange(obs), var, values
+
+    async def _beside_obs(self) -> tuple[Axis, pd.DataFrame, dict[str, Any]]:
         rows, columns = await self.axes()
-        data, want, parts = self.reader, self.projection, self.parts(*await self.axes())
-        obs, var, final, *values = await together(
-            data.obs.frame(want.obs_columns, rows.runs, self.resolver.known.get("obs")),
-            self._var(columns),
-            self.settled(rows),
-            *(self._read_part(part) for part in parts),
-        )
+        parts = self.parts(rows, columns)
+        work = (self._read_part(part) for part in parts)
+        var, final, *values = await together(self._var(columns), self.settled(rows), *work)
         if rows.pending:
             read = zip(parts, values, strict=True)
             values = [v if self._in_place(part) else part.arrange(v, rows, final) for part, v in read]
-        return final.arrange(obs), columns.arrange(var), dict(zip((p.path for p in parts), values, strict=True))
+        return final, columns.arrange(var), dict(zip((p.path for p in parts), values, strict=True))
 
     async def check_budget(self) -> None:
         """Plan the query where it has a budget, and refuse it if it is over."""

@@ -29,7 +29,7 @@ _BAD_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurity", "R
 _BAD_TOKEN = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
 _WRONG_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 _TOO_FAST = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
-_IDENTITY = "`aws sts get-caller-identity` tells whose credentials are used"
+IDENTITY = "`aws sts get-caller-identity` tells whose credentials are used"
 
 
 class Operation(NamedTuple):
@@ -43,6 +43,10 @@ READ = Operation("read", "s3:GetObject")
 WRITE = Operation("write", "s3:PutObject")
 DELETE = Operation("delete", "s3:DeleteObject")
 LIST = Operation("list", "s3:ListBucket")
+READ_VERSION = Operation("read", "s3:GetObjectVersion")
+LIST_VERSIONS = Operation("list the versions of", "s3:ListBucketVersions")
+ROLL_BACK = Operation("roll back", "s3:GetObjectVersion, s3:PutObject and s3:DeleteObject")
+ASK_VERSIONING = Operation("ask about the versions of", "s3:GetBucketVersioning")
 
 
 def refused_by_system(error: OSError, operation: Operation, key: str, where: Location) -> errors.StorageError:
@@ -152,7 +156,7 @@ def _refused_by_s3(response: Mapping[str, Any], where: Location, access: Access)
             else "Check key, secret and the clock"
         )
         return errors.CredentialsError(
-            f"S3 does not accept the credentials for {where} ({code}). {remedy}; {_IDENTITY}."
+            f"S3 does not accept the credentials for {where} ({code}). {remedy}; {IDENTITY}."
         )
     if code in _WRONG_REGION or 300 <= status < 400:
         return _elsewhere(response, where, access)
@@ -173,11 +177,13 @@ def _doubt(code: str) -> str:
 
 
 def _denied(operation: Operation, key: str, where: Location, access: Access) -> errors.AccessDeniedError:
-    resource = f"arn:aws:s3:::{where.root}" + ("" if operation is LIST else f"/{where.prefix}/{key}".rstrip("/"))
+    resource = f"arn:aws:s3:::{where.root}"
+    if "Bucket" not in operation.permission:
+        resource += f"/{where.prefix}/{key}".rstrip("/")
     allowed = f"{operation.permission} on {resource}" if where.scheme == "s3" else f"to {operation.verb} it"
     if operation is WRITE and access.sse == "aws:kms":
         allowed += f", and kms:GenerateDataKey on {access.sse_kms_key_id or 'the KMS key of the bucket'}"
-    remedy = f"Ask its owner, or use other credentials; {_IDENTITY}" if where.scheme == "s3" else "Ask its owner"
+    remedy = f"Ask its owner, or use other credentials; {IDENTITY}" if where.scheme == "s3" else "Ask its owner"
     return errors.AccessDeniedError(
         f"Access denied: cannot {operation.verb} {key!r} in {where}, expected credentials that allow "
         f"{allowed}. {remedy}."

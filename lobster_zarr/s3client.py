@@ -47,13 +47,19 @@ def s3_client(where: Location, access: Access, operation: Operation) -> Iterator
     StorageError
         S3 refused, failed or could not be reached.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
-
     access.check_endpoint()
     access.check_accelerated(where.root)
+    with explained(where, access, operation), contextlib.closing(access.client()) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def explained(where: Location, access: Access, operation: Operation) -> Iterator[None]:
+    """Make what a boto3 client raises within the block one of ours, as of `s3_client`."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
-        with contextlib.closing(access.client()) as client:
-            yield client
+        yield
     except (BotoCoreError, ClientError) as error:
         raise _failure(error, operation, where, access) from fit_to_show(error)
 

@@ -107,17 +107,17 @@ class UriStore(ObjectStore[Any]):
         return {"read_only": self.read_only, **vars(self.address)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        uri, options = Address(state["uri"], state["options"], state["lent"]).borrow()
+        address, more = Address.taken(state)
+        uri, options = address.borrow()
         try:
-            store = type(self)(uri, options, read_only=state["read_only"])
+            self.__dict__.update(type(self)(uri, options, **more).__dict__)
         except errors.CredentialsError as error:
-            if not state["lent"] or "secret" in options:
+            if not address.lent or "secret" in options:
                 raise
             raise errors.CredentialsError(
                 f"{error} What was passed in storage_options is lent by the process that it was passed to, as long "
                 f"as that runs, and on its machine alone; elsewhere {uri} needs credentials of its own."
             ) from error
-        self.__dict__.update(store.__dict__)
 
     @property
     @override

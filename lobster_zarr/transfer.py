@@ -17,9 +17,10 @@ from lobster_zarr.checksum import NOTED_SHA256, came_in_parts, difference, is_su
 from lobster_zarr.errors import ConflictError, InvalidArgumentError, NetworkError, NotFoundError, VerificationError
 from lobster_zarr.location import Access, Location
 from lobster_zarr.place import place
-from lobster_zarr.refusal import DELETE, READ, WRITE, refused_by_system
+from lobster_zarr.refusal import DELETE, READ, READ_VERSION, WRITE, refused_by_system
 from lobster_zarr.report import Progress, positive
 from lobster_zarr.s3client import missing, payer, s3_client
+from lobster_zarr.versioning import history_of
 from lobster_zarr.wholefile import make_folder, whole_file
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ def download(
     parts: Parts | None = None,
     callback: Callback | None = None,
     progress: bool = True,
+    version: str | None = None,
 ) -> Path:
     """Fetch an object of S3 to a local file, by ranges, several at once.
 
@@ -196,6 +198,8 @@ def download(
         Of the file, which is replaced; missing folders are made.
     storage_options, parts, callback, progress
         As for `upload`.
+    version
+        Id of the version to fetch, or the beginning of it; None for the current one.
 
     Returns
     -------
@@ -218,21 +222,22 @@ def download(
 
     cut, where, access, target = parts or Parts(), _object(uri), Access.of(storage_options), Path(path)
     bars = Progress(enabled=progress)
-    with s3_client(where, access, READ) as client:
-        head = _head(client, where, access)
+    meant = {} if version is None else {"VersionId": history_of(where, access).commit(version, str(where)).version}
+    with s3_client(where, access, READ_VERSION if meant else READ) as client:
+        head = _head(client, where, access, **meant)
         size = head["ContentLength"]
         with bars.phase(f"Download {target.name}", size, "B") as advance, whole_file(make_folder(target)) as part:
             tally = ProgressCallbackInvoker(_Tally(size, advance, callback))
             config = cut.config(threshold_bytes=cut.part_bytes)
             try:
                 with part.open("wb") as file, create_transfer_manager(client, config) as transfers:
-                    transfers.download(where.root, where.prefix, file, payer(access), [tally]).result()
+                    transfers.download(where.root, where.prefix, file, payer(access) | meant, [tally]).result()
             except S3DownloadFailedError as error:
                 raise ConflictError(f"{where} was replaced while it was downloaded. Download it again.") from error
             except RetriesExceededError as error:
                 msg = f"The download of {where} broke off again and again. Check the network, then try again."
                 raise NetworkError(msg) from error
-            wrong = difference(part, head, _part_bytes(client, where, access, head))
+            wrong = difference(part, head, _part_bytes(client, where, access, head, **meant))
             if wrong:
                 msg = f"{where} arrived damaged: it {wrong}. Download it again; if it stays, upload the file again."
                 raise VerificationError(msg)
@@ -333,11 +338,11 @@ def _head(client: Any, where: Location, access: Access, **options: Any) -> Any:
     return client.head_object(**key, ChecksumMode="ENABLED", **payer(access), **options)
 
 
-def _part_bytes(client: Any, where: Location, access: Access, head: Mapping[str, Any]) -> int | None:
+def _part_bytes(client: Any, where: Location, access: Access, head: Mapping[str, Any], **options: Any) -> int | None:
     """Return the size of an object's parts, where its sum is made of theirs."""
     if not came_in_parts(head):
         return None
-    first = _head(client, where, access, PartNumber=1)
+    first = _head(client, where, access, PartNumber=1, **options)
     size: int = first["ContentLength"]
     even = first.get("PartsCount") == -(-head["ContentLength"] // max(size, 1))
     return size if even else None

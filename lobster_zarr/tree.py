@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
 
 from lobster_zarr.errors import FormatError, NotFoundError
 from lobster_zarr.layout import MARKER
@@ -59,10 +60,29 @@ async def read_tree(store: Store, uri: str) -> Tree:
     return await _nothing(store, uri)
 
 
+def of_root(document: bytes, key: str = "zarr.json") -> MemoryStore | None:
+    """Return a store that holds no more than root metadata, given; None where that does not tell of all nodes."""
+    if key != ".zmetadata":
+        try:
+            known = bool(json.loads(document)["consolidated_metadata"])
+        except (ValueError, KeyError, TypeError):  # opening it says what is wrong
+            known = False
+        if not known:
+            return None
+    return MemoryStore({key: default_buffer_prototype().buffer.from_bytes(document)})
+
+
 async def _nothing(store: Store, uri: str) -> Tree:
     where = display_uri(uri)
-    if await _document(store, MARKER, uri) is not None:
-        msg = f"{where} is an unfinished conversion; convert to it again (it is replaced)."
+    marker = await _document(store, MARKER, uri)
+    if marker is not None:
+        version = marker.get("rollback")
+        told = (
+            f"rollback; roll back again, to {version}"
+            if version
+            else "conversion; convert to it again (it is replaced)"
+        )
+        msg = f"{where} is an unfinished {told}."
         raise NotFoundError(msg)
     reason = await explain_missing(store)
     if reason is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -11,6 +12,8 @@ from lobster_zarr.errors import AccessDeniedError, InvalidArgumentError, Lobster
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+_STAGED = re.compile(r".+#\d+")
 
 
 @contextmanager
@@ -46,6 +49,13 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise _refused(path, error) from error
     return path
+
+
+def remove_staged(folder: Path) -> None:
+    """Remove what a killed process left of objects that obstore was writing: it does not list them itself."""
+    for path in folder.rglob("*#*"):
+        if _STAGED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _refused(path: Path, error: OSError) -> StorageError:

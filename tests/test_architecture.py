@@ -38,6 +38,7 @@ RINGS: dict[int, set[str]] = {
         "_source",
         "checksum",
         "markup",
+        "history",
     },  # pure model
     3: {
         "plan",
@@ -59,6 +60,7 @@ RINGS: dict[int, set[str]] = {
         "refusal",
         "loop",
         "place",
+        "s3bucket",
         "s3client",
         "wholefile",
         "store",
@@ -73,6 +75,8 @@ RINGS: dict[int, set[str]] = {
         "h5store",
         "h5tree",
         "h5fetch",
+        "versioning",
+        "versionstore",
     },  # talks to a network
     5: {
         "table",
@@ -144,17 +148,35 @@ RINGS: dict[int, set[str]] = {
         "write",
         "commit",
     }
-    | {"transfer", "listing", "removal"}  # whole files
-    | {"migration", "folder", "passage", "replica", "manifest"}
+    | {"transfer", "listing", "removal", "replicate", "prices", "cost"}  # whole files
+    | {"accesslog", "bucketchange", "bucketlinks", "bucketpolicy", "bucketreport", "lifecycle"}  # whole buckets
+    | {"migration", "folder", "passage", "replica", "manifest"}  # whole folders
+    | {"catalog", "holdings", "glance", "versions", "rollback"}  # what there is, and was
     | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
-    7: {"__init__", "__main__", "cli", "cli_options", "cli_migrate", "output", "demo", "bucket", "lobster"}
+    7: {
+        "__init__",
+        "__main__",
+        "cli",
+        "cli_bucket",
+        "cli_catalog",
+        "cli_cost",
+        "cli_migrate",
+        "cli_options",
+        "cli_versions",
+        "output",
+        "demo",
+        "bucket",
+        "lobster",
+    }
     | {"backends", "backend", "kinds", "rooted", "documented", "datafile", "facts", "answer", "workspace"}  # edges
     | {"lobster_adapter", "lobster_files", "lobster_record", "lobster_workspace"},  # rooms of the Lobster AI plug-in
 }
 RING_OF = {module: ring for ring, modules in RINGS.items() for module in modules}
 
 EXPORTS = [
+    "Catalog",
     "ConversionReport",
+    "CostReport",
     "Dataset",
     "Diagnosis",
     "IndexReport",
@@ -162,15 +184,22 @@ EXPORTS = [
     "MultimodalDataset",
     "MultimodalSelection",
     "Network",
+    "RollbackReport",
     "Selection",
+    "Version",
+    "Versions",
+    "catalog",
     "convert",
+    "cost",
     "doctor",
     "errors",
     "export",
     "index",
     "migrate",
     "open",
+    "rollback",
     "verify",
+    "versions",
 ]
 
 # Slow or optional: `import lobster_zarr` leaves them to the function that needs them.

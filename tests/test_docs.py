@@ -4,7 +4,7 @@ A document's blocks share one namespace and one empty working directory. ``s3://
 bucket on a local S3 server, reached through the standard AWS variables. Of the fenced blocks,
 
 - ``python`` is executed;
-- ``bash`` (or ``sh``, ``console``) has its ``lobster-zarr …`` lines run; other lines are not;
+- ``bash`` (or ``sh``, ``console``) has its ``lobster-zarr …`` lines run, with ``uv run`` before them or not; others are not;
 - a block right after ``<!-- no-run: reason -->`` is left out, and the reason is not optional;
 - ``<!-- setup`` on a line of its own opens hidden Python that runs in its place, up to ``-->``.
 """
@@ -75,7 +75,7 @@ def read_commands(code: str) -> list[list[str]]:
     """Return the arguments of each ``lobster-zarr`` line; a trailing backslash continues it."""
     commands = []
     for line in code.replace("\\\n", " ").splitlines():
-        command = line.strip().removeprefix("$ ")
+        command = line.strip().removeprefix("$ ").removeprefix("uv run ")
         if not command.startswith("lobster-zarr "):
             continue
         words = shlex.shlex(command, posix=True, punctuation_chars=True)

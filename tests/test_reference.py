@@ -16,7 +16,7 @@ from typing import get_args, get_type_hints
 from typer.models import ArgumentInfo
 
 import lobster_zarr as lz
-from lobster_zarr import backends
+from lobster_zarr import backends, bucket
 from lobster_zarr.cli import app
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -39,9 +39,9 @@ def written_as(name: str, kind: object, described) -> str:
     return f"{spelled} {value or {int: 'n', Path: 'path'}.get(kinds[0], 'text')}"
 
 
-def table_of(command) -> str:
+def table_of(command, group: str = "") -> str:
     """One command: its help, how it is called and what it takes."""
-    name, parameters = command.__name__, inspect.signature(command).parameters
+    name, parameters = f"{group} {command.__name__.replace('_', '-')}".lstrip(), inspect.signature(command).parameters
     described = {n: get_args(hint) for n, hint in get_type_hints(command, include_extras=True).items() if n != "return"}
     arguments = [n.upper() for n, (_, info) in described.items() if isinstance(info, ArgumentInfo)]
     lines = [f"## {name}", "", inspect.getdoc(command).splitlines()[0], ""]
@@ -56,7 +56,13 @@ def table_of(command) -> str:
 
 
 def tables() -> str:
-    return "\n\n".join(table_of(command.callback) for command in app.registered_commands) + "\n"
+    alone = [table_of(command.callback) for command in app.registered_commands]
+    grouped = [
+        table_of(command.callback, group.typer_instance.info.name)
+        for group in app.registered_groups
+        for command in group.typer_instance.registered_commands
+    ]
+    return "\n\n".join(alone + grouped) + "\n"
 
 
 def test_the_page_of_commands_is_that_of_the_commands():
@@ -67,7 +73,7 @@ def test_the_page_of_commands_is_that_of_the_commands():
 def public() -> set[str]:
     """Where everything public is defined."""
     objects = [getattr(lz, name) for name in lz.__all__ if name != "errors"]
-    objects += [getattr(backends, name) for name in backends.__all__]
+    objects += [getattr(module, name) for module in (backends, bucket) for name in module.__all__]
     if find_spec("lobster") is not None:
         plugin = importlib.import_module("lobster_zarr.lobster")
         objects += [getattr(plugin, name) for name in plugin.__all__]
