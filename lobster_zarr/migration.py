@@ -247,4 +247,5 @@ def _name(cargo: Cargo, dest: Location, *, is_file: bool) -> str:
 def _told(error: LobsterZarrError | OSError, cargo: Cargo) -> str:
     if isinstance(error, LobsterZarrError):
         return str(error)
-    return str(refused_by_system(error, READ, cargo.name, Location("file", str(cargo.path.parent))))
+    path = Path(error.filename) if isinstance(error.filename, str) else cargo.path  # scratch space may be at fault
+    return str(refused_by_system(error, READ, path.name, Location("file", str(path.parent))))
