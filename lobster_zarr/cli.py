@@ -21,15 +21,24 @@ from lobster_zarr import cli_bucket
 from lobster_zarr.cli_cache import cache_app
 from lobster_zarr.cli_catalog import ls
 from lobster_zarr.cli_cost import cost
+from lobster_zarr.cli_migrate import migrate
 from lobster_zarr.cli_options import (
     AsJson,
     CacheFolder,
+    Codec,
+    CodecProfile,
     Endpoint,
+    GeneMajor,
+    MemoryLimit,
     Offline,
     Scheduler,
+    Sse,
+    SseKey,
+    StorageClass,
     VersionId,
     cluster_of,
     options_of,
+    placement_of,
 )
 from lobster_zarr.cli_versions import rollback, versions
 from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
@@ -55,14 +64,6 @@ app = typer.Typer(
 app.add_typer(cache_app)
 
 
-class Codec(StrEnum):
-    """Codec profiles."""
-
-    small = "small"
-    fast = "fast"
-    compatible = "compatible"
-
-
 class RowOrder(StrEnum):
     """Orders of a result."""
 
@@ -75,13 +76,6 @@ class Join(StrEnum):
 
     outer = "outer"
     inner = "inner"
-
-
-class Encryption(StrEnum):
-    """Encryptions by S3."""
-
-    aes256 = "AES256"
-    kms = "aws:kms"
 
 
 class Compression(StrEnum):
@@ -108,25 +102,16 @@ def convert(
     sort_by: Annotated[
         list[str] | None, typer.Option(help="Group the rows by this obs column, of MuData also rna:COL; repeatable.")
     ] = None,
-    gene_major: Annotated[
-        bool | None,
-        typer.Option("--gene-major/--no-gene-major", help="Store X by gene too (by default where X is sparse)."),
-    ] = None,
-    codec: Annotated[
-        Codec, typer.Option(help="small: pcodec; fast: lz4; compatible: zstd, for browsers.")
-    ] = Codec.small,
-    memory_limit: Annotated[str, typer.Option(help="Memory that the process should not exceed.")] = "2GB",
+    gene_major: GeneMajor = None,
+    codec: CodecProfile = Codec.small,
+    memory_limit: MemoryLimit = "2GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is there.")] = False,
     axis: Annotated[
         int | None, typer.Option(help="What rna=…,prot=… share: 0, cells (by default); 1, genes; -1, both.")
     ] = None,
-    sse: Annotated[Encryption | None, typer.Option(help="Have S3 encrypt what is written.")] = None,
-    sse_kms_key_id: Annotated[
-        str | None, typer.Option("--sse-kms-key-id", help="Key of --sse aws:kms.", metavar="ARN")
-    ] = None,
-    storage_class: Annotated[
-        str | None, typer.Option(help="Of what is written: STANDARD_IA, GLACIER_IR, …", metavar="CLASS")
-    ] = None,
+    sse: Sse = None,
+    sse_kms_key_id: SseKey = None,
+    storage_class: StorageClass = None,
     endpoint_url: Endpoint = None,
     scheduler: Scheduler = None,
     as_json: AsJson = False,
@@ -134,7 +119,6 @@ def convert(
     """Convert an H5AD or H5MU to a chunked store, once."""
     import lobster_zarr as lz
 
-    placement = {"sse": sse and sse.value, "sse_kms_key_id": sse_kms_key_id, "storage_class": storage_class}
     with cluster_of(scheduler) as client:
         report = lz.convert(
             _source(src),
@@ -144,7 +128,7 @@ def convert(
             codec=codec.value,
             memory_limit=memory_limit,
             overwrite=overwrite,
-            storage_options=options_of(endpoint_url) | placement,
+            storage_options=options_of(endpoint_url) | placement_of(sse, sse_kms_key_id, storage_class),
             client=client,
             axis=axis,  # type: ignore[arg-type]  # checked there
         )
@@ -365,7 +349,7 @@ def demo() -> None:
 
 
 app.add_typer(cli_bucket.app)
-for _command in (cost, ls, versions, rollback):
+for _command in (cost, ls, migrate, versions, rollback):
     app.command()(_command)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,6 +156,9 @@ class MatrixConversion:
 
     def _sparse_rows(self, path: str, stream: SparseStream, index_dtype: np.dtype[Any]) -> Iterator[Slices]:
         """Blocks of rows in storage order."""
+        if stream.row_major and stream.is_in_memory and self.order is not None:
+            yield from self._taken_rows(path, stream, self.order, index_dtype)
+            return
         blocks = (
             (at, Slices(lengths, indices.astype(index_dtype, copy=False), values))
             for at, lengths, indices, values in ahead(stream.blocks(self.block_values))
@@ -172,6 +176,16 @@ class MatrixConversion:
                 advance(len(block.values))
         place = self.place if path.startswith("obsp/") else None
         for rows in ahead(exchange.take()):
+            yield rows if place is None else renamed(rows, place)
+
+    def _taken_rows(
+        self, path: str, stream: SparseStream, order: np.ndarray, index_dtype: np.dtype[Any]
+    ) -> Iterator[Slices]:
+        """Take rows in storage order from memory: nothing is regrouped before the first is written."""
+        bounds = balanced_bounds(np.diff(stream.indptr)[order], self.block_values).tolist()
+        place = self.place if path.startswith("obsp/") else None
+        for lengths, indices, values in ahead(stream.take(order[lo:hi]) for lo, hi in pairwise(bounds)):
+            rows = Slices(lengths, indices.astype(index_dtype, copy=False), values)
             yield rows if place is None else renamed(rows, place)
 
 

@@ -85,6 +85,18 @@ class SparseStream:
             yield at, np.diff(self.indptr[at : stop + 1]), indices, values
             at = stop
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether its slices can be taken in any order."""
+        return isinstance(self.values, np.ndarray) and isinstance(self.indices, np.ndarray)
+
+    def take(self, majors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Take major slices in any order, of a matrix that is in memory: lengths, indices and values."""
+        starts = self.indptr[majors]
+        lengths = self.indptr[majors + 1] - starts
+        at = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+        return lengths, self._checked(self.indices[at]), native(self.values[at])
+
     def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Read minor positions, checked, and values; of a file at once."""
         if isinstance(self.values, FileDataset) and isinstance(self.indices, FileDataset):

@@ -154,6 +154,7 @@ RINGS: dict[int, set[str]] = {
     }
     | {"transfer", "listing", "removal", "replicate", "prices", "cost"}  # whole files
     | {"accesslog", "bucketchange", "bucketlinks", "bucketpolicy", "bucketreport", "lifecycle"}  # whole buckets
+    | {"migration", "folder", "passage", "replica", "manifest"}  # whole folders
     | {"catalog", "holdings", "glance", "versions", "rollback"}  # what there is, and was
     | {"prefetch"}  # a cache, as a caller holds it
     | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
@@ -165,6 +166,7 @@ RINGS: dict[int, set[str]] = {
         "cli_cache",
         "cli_catalog",
         "cli_cost",
+        "cli_migrate",
         "cli_options",
         "cli_versions",
         "output",
@@ -185,6 +187,7 @@ EXPORTS = [
     "Dataset",
     "Diagnosis",
     "IndexReport",
+    "MigrationReport",
     "MultimodalDataset",
     "MultimodalSelection",
     "Network",
@@ -199,6 +202,7 @@ EXPORTS = [
     "errors",
     "export",
     "index",
+    "migrate",
     "open",
     "prefetch",
     "rollback",

@@ -4,7 +4,7 @@ A document's blocks share one namespace and one empty working directory. ``s3://
 bucket on a local S3 server, reached through the standard AWS variables. Of the fenced blocks,
 
 - ``python`` is executed;
-- ``bash`` (or ``sh``, ``console``) has its ``lobster-zarr …`` lines run, with ``uv run`` before them or not; others are not;
+- ``bash`` (or ``sh``, ``console``) has its ``lobster-zarr …`` lines run, also after ``uv run``; other lines are not;
 - a block right after ``<!-- no-run: reason -->`` is left out, and the reason is not optional;
 - ``<!-- setup`` on a line of its own opens hidden Python that runs in its place, up to ``-->``.
 """
