@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Counters:
-    """What the server saw: requests of any kind, bytes of bodies sent, its own CPU time.
+    """What the server saw: requests of any kind, bytes of bodies sent and received, its own CPU time.
 
     `log` holds (method, ``bucket/key``, range header or None) in the order of arrival.
     """
 
     n_requests: int
     body_bytes: int
+    received_bytes: int
     cpu_seconds: float
     log: list[tuple[str, str, str | None]] = field(repr=False)
 
@@ -93,7 +94,9 @@ class ShapedS3:
 
 
 @contextlib.contextmanager
-def shaped_s3(root: str | Path, latency_seconds: float = 0.0, bandwidth_bits: float = math.inf) -> Iterator[ShapedS3]:
+def shaped_s3(
+    root: str | Path, latency_seconds: float = 0.0, bandwidth_bits: float = math.inf, *, writable: bool = False
+) -> Iterator[ShapedS3]:
     """Serve ``root/bucket/key`` as S3 while the block runs.
 
     Parameters
@@ -103,16 +106,19 @@ def shaped_s3(root: str | Path, latency_seconds: float = 0.0, bandwidth_bits: fl
     latency_seconds
         From the request's arrival to the first byte of its answer.
     bandwidth_bits
-        Bits a second that the bodies of all connections share.
+        Bits a second that the bodies of all connections share, each way.
+    writable
+        Whether objects can be put and deleted.
 
     Yields
     ------
     ShapedS3
         The running server. It ends with the block, or with this process however that ends.
     """
-    command = [sys.executable, str(Path(__file__).with_name("server.py")), str(Path(root).resolve())]
+    module = f"benchmarks.{'writable' if writable else 'server'}"
     with subprocess.Popen(
-        [*command, str(latency_seconds), str(bandwidth_bits)],
+        [sys.executable, "-m", module, str(Path(root).resolve()), str(latency_seconds), str(bandwidth_bits)],
+        cwd=Path(__file__).parents[1],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -1,8 +1,10 @@
 """A read-only S3 of one directory over HTTP/1.1, with one shared, shaped line to all its clients.
 
+`benchmarks.writable` is one that can be written to.
+
 Knows HTTP, the part of S3 that readers use (GET and HEAD of ``/bucket/key`` with ranges, ListObjectsV2,
 HEAD of a bucket) and how to pace bytes. Must not know the client, and imports the standard library only:
-it runs as a script in a process of its own (see `benchmarks.network`), so that it shares no interpreter
+it runs in a process of its own (see `benchmarks.network`), so that it shares no interpreter
 with its clients. Signatures are ignored; anything but reading is refused with S3's XML.
 
 Standard input is the control line and the lifeline: one command a line (``reset``, ``counters``),
@@ -72,14 +74,30 @@ class Counters:
 
     n_requests: int = 0
     body_bytes: int = 0
+    received_bytes: int = 0
     log: list[tuple[str, str, str | None]] = field(default_factory=list)
     cpu_start_seconds: float = field(default_factory=time.process_time)
 
     def to_json(self) -> str:
         """Return the counters as one line of JSON."""
         cpu = time.process_time() - self.cpu_start_seconds
-        seen = {"n_requests": self.n_requests, "body_bytes": self.body_bytes, "cpu_seconds": cpu}
-        return json.dumps(seen | {"log": self.log})
+        seen = {"n_requests": self.n_requests, "body_bytes": self.body_bytes, "received_bytes": self.received_bytes}
+        return json.dumps(seen | {"cpu_seconds": cpu, "log": self.log})
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked, without its body."""
+
+    method: str
+    key: str
+    query: str
+    headers: dict[str, str]
+
+    @property
+    def n_bytes(self) -> int:
+        """Length of the body."""
+        return int(self.headers.get("content-length", 0))
 
 
 @dataclass(frozen=True)
@@ -207,7 +225,7 @@ class Server:
 
     def __init__(self, root: Path, latency_seconds: float, line: Line) -> None:
         """Make a server that starts each answer after a latency and sends it over the line."""
-        self._root, self._latency_seconds, self._line = root, latency_seconds, line
+        self.root, self._latency_seconds, self._line = root, latency_seconds, line
         self.counters = Counters()
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -222,18 +240,27 @@ class Server:
         request, *lines = head.decode("latin-1").split("\r\n")
         method, target, _ = request.split(" ")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        await reader.readexactly(int(headers.get("content-length", 0)))
         path, _, query = target.partition("?")
-        key, range_header = unquote(path).lstrip("/"), headers.get("range")
+        request = Request(method, unquote(path).lstrip("/"), query, headers)
         self.counters.n_requests += 1
-        self.counters.log.append((method, key, range_header))
-        if self._latency_seconds:
-            await asyncio.sleep(self._latency_seconds)
-        response = respond(self._root, method, key, range_header, query)
+        self.counters.log.append((method, request.key, headers.get("range")))
+        response = await self.respond(request, reader, writer)
         writer.write(response.head())
         if method != "HEAD":
             await self._send(response.body, writer)
         await writer.drain()
+
+    async def respond(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Response:
+        """Read the rest of a request, and make its answer after the latency."""
+        del writer
+        await reader.readexactly(request.n_bytes)
+        await self.travel()
+        return respond(self.root, request.method, request.key, request.headers.get("range"), request.query)
+
+    async def travel(self) -> None:
+        """Wait as long as an answer takes to begin."""
+        if self._latency_seconds:
+            await asyncio.sleep(self._latency_seconds)
 
     async def _send(self, body: bytes | tuple[Path, int, int], writer: asyncio.StreamWriter) -> None:
         if isinstance(body, bytes):
@@ -257,9 +284,8 @@ class Server:
             os.close(file)
 
 
-async def serve(root: Path, latency_seconds: float, bandwidth_bits: float) -> None:
+async def serve(server: Server) -> None:
     """Serve on a free loopback port, printing ``{"port": n}``, until standard input ends."""
-    server = Server(root, latency_seconds, Line(bandwidth_bits))
     listener = await asyncio.start_server(server.connection, "127.0.0.1", 0, backlog=1024)
     print(json.dumps({"port": listener.sockets[0].getsockname()[1]}), flush=True)
     commands = asyncio.StreamReader()
@@ -272,4 +298,4 @@ async def serve(root: Path, latency_seconds: float, bandwidth_bits: float) -> No
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])))
+    asyncio.run(serve(Server(Path(sys.argv[1]), float(sys.argv[2]), Line(float(sys.argv[3])))))

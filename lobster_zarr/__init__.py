@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lobster_zarr.doctor import doctor
     from lobster_zarr.export import export
     from lobster_zarr.h5index import IndexReport, index
+    from lobster_zarr.manifest import MigrationReport
+    from lobster_zarr.migration import migrate
     from lobster_zarr.multimodal import MultimodalDataset, open
     from lobster_zarr.muquery import MultimodalSelection
     from lobster_zarr.query import Selection
@@ -32,6 +34,7 @@ __all__ = [
     "Dataset",
     "Diagnosis",
     "IndexReport",
+    "MigrationReport",
     "MultimodalDataset",
     "MultimodalSelection",
     "Network",
@@ -41,6 +44,7 @@ __all__ = [
     "errors",
     "export",
     "index",
+    "migrate",
     "open",
     "verify",
 ]
@@ -53,6 +57,7 @@ _HOMES = {
     "Dataset": "dataset",
     "Diagnosis": "diagnosis",
     "IndexReport": "h5index",
+    "MigrationReport": "manifest",
     "MultimodalDataset": "multimodal",
     "MultimodalSelection": "muquery",
     "Network": "byterange",
@@ -61,6 +66,7 @@ _HOMES = {
     "doctor": "doctor",
     "export": "export",
     "index": "h5index",
+    "migrate": "migration",
     "open": "multimodal",
     "verify": "verify",
 }

@@ -106,6 +106,12 @@ def difference(path: Path, head: Mapping[str, Any], part_bytes: int | None) -> s
     return next((f"has checksum {ours}, expected {theirs}" for ours, theirs in pairs if ours != theirs), None)
 
 
+def is_summed(head: Mapping[str, Any], part_bytes: int | None) -> bool:
+    """Whether an answer tells a sum by which `difference` can tell; arguments as there."""
+    by_s3 = any(name in head for name in _SUMS) and bool(part_bytes or not came_in_parts(head))
+    return by_s3 or NOTED_SHA256 in head.get("Metadata", {}) or _is_md5(head)
+
+
 def _is_md5(head: Mapping[str, Any]) -> bool:
     """Whether the ETag is the MD5 of the bytes: of one part, and not encrypted with a key of the caller's."""
     plain = head.get("ServerSideEncryption") in (None, "AES256") and "SSECustomerAlgorithm" not in head

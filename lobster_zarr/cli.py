@@ -1,4 +1,4 @@
-"""The command line: ``lobster-zarr convert | info | query | sql | export | verify | doctor | demo``.
+"""The command line: ``lobster-zarr convert | info | query | sql | export | verify | doctor | migrate | demo``.
 
 Every failure is one line on standard error and exit status 2. Must not hold
 logic of its own: each command is one call of the Python interface.
@@ -17,7 +17,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lobster_zarr.cli_options import AsJson, Endpoint, Scheduler, cluster_of, options_of
+from lobster_zarr.cli_migrate import migrate
+from lobster_zarr.cli_options import (
+    AsJson,
+    Codec,
+    CodecProfile,
+    Endpoint,
+    GeneMajor,
+    MemoryLimit,
+    Scheduler,
+    Sse,
+    SseKey,
+    StorageClass,
+    cluster_of,
+    options_of,
+    placement_of,
+)
 from lobster_zarr.errors import InvalidArgumentError, LobsterZarrError
 from lobster_zarr.output import OUTPUTS, TABLES, check_kind, check_output, drawn, save
 from lobster_zarr.report import human_bytes
@@ -40,14 +55,6 @@ app = typer.Typer(
 )
 
 
-class Codec(StrEnum):
-    """Codec profiles."""
-
-    small = "small"
-    fast = "fast"
-    compatible = "compatible"
-
-
 class RowOrder(StrEnum):
     """Orders of a result."""
 
@@ -60,13 +67,6 @@ class Join(StrEnum):
 
     outer = "outer"
     inner = "inner"
-
-
-class Encryption(StrEnum):
-    """Encryptions by S3."""
-
-    aes256 = "AES256"
-    kms = "aws:kms"
 
 
 class Compression(StrEnum):
@@ -93,25 +93,16 @@ def convert(
     sort_by: Annotated[
         list[str] | None, typer.Option(help="Group the rows by this obs column, of MuData also rna:COL; repeatable.")
     ] = None,
-    gene_major: Annotated[
-        bool | None,
-        typer.Option("--gene-major/--no-gene-major", help="Store X by gene too (by default where X is sparse)."),
-    ] = None,
-    codec: Annotated[
-        Codec, typer.Option(help="small: pcodec; fast: lz4; compatible: zstd, for browsers.")
-    ] = Codec.small,
-    memory_limit: Annotated[str, typer.Option(help="Memory that the process should not exceed.")] = "2GB",
+    gene_major: GeneMajor = None,
+    codec: CodecProfile = Codec.small,
+    memory_limit: MemoryLimit = "2GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is there.")] = False,
     axis: Annotated[
         int | None, typer.Option(help="What rna=…,prot=… share: 0, cells (by default); 1, genes; -1, both.")
     ] = None,
-    sse: Annotated[Encryption | None, typer.Option(help="Have S3 encrypt what is written.")] = None,
-    sse_kms_key_id: Annotated[
-        str | None, typer.Option("--sse-kms-key-id", help="Key of --sse aws:kms.", metavar="ARN")
-    ] = None,
-    storage_class: Annotated[
-        str | None, typer.Option(help="Of what is written: STANDARD_IA, GLACIER_IR, …", metavar="CLASS")
-    ] = None,
+    sse: Sse = None,
+    sse_kms_key_id: SseKey = None,
+    storage_class: StorageClass = None,
     endpoint_url: Endpoint = None,
     scheduler: Scheduler = None,
     as_json: AsJson = False,
@@ -119,7 +110,6 @@ def convert(
     """Convert an H5AD or H5MU to a chunked store, once."""
     import lobster_zarr as lz
 
-    placement = {"sse": sse and sse.value, "sse_kms_key_id": sse_kms_key_id, "storage_class": storage_class}
     with cluster_of(scheduler) as client:
         report = lz.convert(
             _source(src),
@@ -129,7 +119,7 @@ def convert(
             codec=codec.value,
             memory_limit=memory_limit,
             overwrite=overwrite,
-            storage_options=options_of(endpoint_url) | placement,
+            storage_options=options_of(endpoint_url) | placement_of(sse, sse_kms_key_id, storage_class),
             client=client,
             axis=axis,  # type: ignore[arg-type]  # checked there
         )
@@ -333,6 +323,9 @@ def doctor(
     found = lz.doctor(uri, options)
     told = found if fix is None or found.healthy else repair(found, fix, options)
     typer.echo(json.dumps(told.to_dict()) if as_json else str(told))
+
+
+app.command()(migrate)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from lobster_zarr.cluster import crew_for
 from lobster_zarr.commit import Commit
 from lobster_zarr.conversion import Conversion
 from lobster_zarr.errors import InvalidArgumentError
-from lobster_zarr.layout import CODEC_PROFILES, CodecProfile
+from lobster_zarr.layout import CodecProfile, check_codec
 from lobster_zarr.muconvert import MuConversion
 from lobster_zarr.musource import MuSource, open_any
 from lobster_zarr.report import ConversionReport, Progress, parse_size, peak_memory_bytes
@@ -115,8 +115,7 @@ def convert(  # noqa: PLR0913 - the public contract
     """
     started = time.perf_counter()
     limit = parse_size(memory_limit, "memory_limit")
-    if codec not in CODEC_PROFILES:
-        raise InvalidArgumentError(f"unknown codec {codec!r}; expected one of {', '.join(CODEC_PROFILES)}.")
+    check_codec(codec)
     _refuse_same(source, dest)
     opening = open_any(source, storage_options, memory_limit_bytes=limit, axis=axis)
     with opening as opened, Scratch() as scratch:

@@ -15,6 +15,7 @@ from zarr.codecs.numcodecs import PCodec
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.dtype import VariableLengthUTF8, parse_dtype
 
+from lobster_zarr.errors import InvalidArgumentError
 from lobster_zarr.grid import Grid, cdiv
 from lobster_zarr.node import RESERVED_PREFIX, ArrayNode
 
@@ -35,6 +36,8 @@ COMPANION = "csc"
 """``X/csc``: the gene-major companion of a row-major sparse matrix."""
 MARKER = RESERVED_PREFIX + "incomplete.json"
 """Object at the root while a conversion is under way."""
+VERIFIED = RESERVED_PREFIX + "verified.json"
+"""Object at the root: with what source, by its SHA-256, the store was compared, and what its objects were then."""
 
 ROW_MAJOR_CHUNK = 8_192
 SPARSE_SHARD = 1 << 24
@@ -66,6 +69,12 @@ def _zarr_dtype(dtype: np.dtype[Any]) -> ZDType[Any, Any]:
     if dtype.kind in "OTU":
         return VariableLengthUTF8()
     return parse_dtype(dtype, zarr_format=3)
+
+
+def check_codec(profile: str) -> None:
+    """Refuse what is no codec profile."""
+    if profile not in CODEC_PROFILES:
+        raise InvalidArgumentError(f"unknown codec {profile!r}; expected one of {', '.join(CODEC_PROFILES)}.")
 
 
 def codecs_for(dtype: np.dtype[Any], profile: CodecProfile) -> tuple[ArrayBytesCodec, tuple[BytesBytesCodec, ...]]:

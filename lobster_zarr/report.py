@@ -253,6 +253,11 @@ class Progress:
 
             yield advance
 
+    def tell(self, text: str) -> None:
+        """Print a line above the bars that follow."""
+        if self.enabled:
+            sys.stderr.write(f"{printable(text)}\n")
+
     @contextmanager
     def watching(self, name: str, stats: Stats) -> Iterator[None]:
         """Show the bytes that arrive while the body runs, once that has taken a while; nothing of it stays.

@@ -7,12 +7,13 @@ transfers. Must not know what the files hold.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lobster_zarr.checksum import NOTED_SHA256, came_in_parts, difference, sha256, told
+from lobster_zarr.checksum import NOTED_SHA256, came_in_parts, difference, is_summed, sha256, told
 from lobster_zarr.errors import ConflictError, InvalidArgumentError, NetworkError, NotFoundError, VerificationError
 from lobster_zarr.location import Access, Location
 from lobster_zarr.place import place
@@ -249,6 +250,46 @@ def describe(uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | N
     where, access = _object(uri), Access.of(storage_options)
     with s3_client(where, access, READ) as client:
         return StoredObject.of(where, _head(client, where, access))
+
+
+def agrees(
+    path: str | os.PathLike[str], uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> bool | None:
+    """Whether a file is what an object holds, by the sum that S3 itself keeps of it: at most two requests.
+
+    Returns
+    -------
+    bool or None
+        None where S3 keeps none that a file can be compared by.
+
+    Raises
+    ------
+    NotFoundError, StorageError
+        As of `describe`.
+    """
+    where, access = _object(uri), Access.of(storage_options)
+    with s3_client(where, access, READ) as client:
+        head = _head(client, where, access)
+        told, part_bytes = {**head, "Metadata": {}}, _part_bytes(client, where, access, head)
+    if Path(path).stat().st_size == head["ContentLength"] and not is_summed(told, part_bytes):
+        return None
+    return difference(Path(path), told, part_bytes) is None
+
+
+def stored_sha256(uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> str:
+    """Read an object and return the SHA-256 of what S3 holds, in hexadecimal.
+
+    Raises
+    ------
+    NotFoundError, StorageError
+        There is none, or S3 refused.
+    """
+    where, access, total = _object(uri), Access.of(storage_options), hashlib.sha256()
+    with s3_client(where, access, READ) as client:
+        answer = client.get_object(Bucket=where.root, Key=where.prefix, **payer(access))
+        for block in answer["Body"].iter_chunks(1 << 20):
+            total.update(block)
+    return total.hexdigest()
 
 
 def exists(uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> bool:

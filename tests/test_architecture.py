@@ -145,8 +145,9 @@ RINGS: dict[int, set[str]] = {
         "commit",
     }
     | {"transfer", "listing", "removal"}  # whole files
+    | {"migration", "folder", "passage", "replica", "manifest"}
     | {"cluster", "workplace", "partition", "pieces", "tasks"},  # and the rooms of a conversion
-    7: {"__init__", "__main__", "cli", "cli_options", "output", "demo", "bucket", "lobster"}
+    7: {"__init__", "__main__", "cli", "cli_options", "cli_migrate", "output", "demo", "bucket", "lobster"}
     | {"backends", "backend", "kinds", "rooted", "documented", "datafile", "facts", "answer", "workspace"}  # edges
     | {"lobster_adapter", "lobster_files", "lobster_record", "lobster_workspace"},  # rooms of the Lobster AI plug-in
 }
@@ -157,6 +158,7 @@ EXPORTS = [
     "Dataset",
     "Diagnosis",
     "IndexReport",
+    "MigrationReport",
     "MultimodalDataset",
     "MultimodalSelection",
     "Network",
@@ -166,6 +168,7 @@ EXPORTS = [
     "errors",
     "export",
     "index",
+    "migrate",
     "open",
     "verify",
 ]

@@ -209,3 +209,34 @@ def test_server_ends_with_its_parent_even_when_that_is_killed(tmp_path):
             connection.close()
         time.sleep(0.05)
     pytest.fail("the server still listens 5 seconds after its parent was killed")
+
+
+def test_what_is_put_comes_back_with_what_was_noted(tmp_path):
+    from lobster_zarr.transfer import Parts, describe, download, remove, upload
+
+    (tmp_path / "root" / "lab").mkdir(parents=True)
+    (tmp_path / "file").write_bytes(PAYLOAD * 50)
+    with shaped_s3(tmp_path / "root", writable=True) as server:
+        options = server.storage_options
+        for name, threshold in (("whole", 1 << 30), ("parts", 5 << 20)):
+            uri, cut = f"s3://lab/a b/{name}", Parts(threshold_bytes=threshold, part_bytes=5 << 20)
+            stored = upload(tmp_path / "file", uri, options, parts=cut)
+            assert stored == describe(uri, options)
+            assert (tmp_path / "root" / "lab" / "a b" / name).read_bytes() == PAYLOAD * 50
+            assert download(uri, tmp_path / "back", options).read_bytes() == PAYLOAD * 50
+        assert server.counters().received_bytes >= 2 * len(PAYLOAD) * 50
+        store = server.store("lab")
+        store.put("c/d", PAYLOAD)
+        assert bytes(store.get("c/d").bytes()) == PAYLOAD
+        store.delete(["c/d"])
+        remove("s3://lab/a b/whole", options)
+        assert [entry["path"] for page in store.list() for entry in page] == ["a b/parts"]
+
+
+def test_an_upload_takes_the_time_of_the_line(tmp_path):
+    (tmp_path / "lab").mkdir()
+    with shaped_s3(tmp_path, latency_seconds=0.05, bandwidth_bits=20e6, writable=True) as server:
+        store = server.store("lab")
+        start = time.perf_counter()
+        store.put("object", PAYLOAD)
+        assert time.perf_counter() - start >= 0.05 + len(PAYLOAD) * 8 / 20e6 - 0.01
