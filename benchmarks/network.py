@@ -19,11 +19,15 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.origin import Nginx
+from benchmarks.verdict import judge, print_bars
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,7 +99,12 @@ class ShapedS3:
 
 @contextlib.contextmanager
 def shaped_s3(
-    root: str | Path, latency_seconds: float = 0.0, bandwidth_bits: float = math.inf, *, writable: bool = False
+    root: str | Path,
+    latency_seconds: float = 0.0,
+    bandwidth_bits: float = math.inf,
+    *,
+    writable: bool = False,
+    nginx: bool | None = None,
 ) -> Iterator[ShapedS3]:
     """Serve ``root/bucket/key`` as S3 while the block runs.
 
@@ -109,13 +118,16 @@ def shaped_s3(
         Bits a second that the bodies of all connections share, each way.
     writable
         Whether objects can be put and deleted.
+    nginx
+        Whether an nginx reads the files, of one that is not writable; None: where there is one.
 
     Yields
     ------
     ShapedS3
         The running server. It ends with the block, or with this process however that ends.
     """
-    module = f"benchmarks.{'writable' if writable else 'server'}"
+    nginx = Nginx.found() is not None if nginx is None else nginx
+    module = f"benchmarks.{'writable' if writable else 'relay' if nginx else 'server'}"
     with subprocess.Popen(
         [sys.executable, "-m", module, str(Path(root).resolve()), str(latency_seconds), str(bandwidth_bits)],
         cwd=Path(__file__).parents[1],
@@ -126,7 +138,7 @@ def shaped_s3(
         try:
             yield ShapedS3(process)
         finally:
-            process.terminate()
+            process.communicate()  # the end of its input ends it, and its nginx
 
 
 @dataclass(frozen=True)
@@ -166,9 +178,9 @@ async def _read_ranges(store: S3Store, load: Load) -> None:
     await asyncio.gather(*(connection() for _ in range(load.connections)))
 
 
-def measure(root: Path, load: Load) -> dict[str, float]:
+def measure(root: Path, load: Load, *, nginx: bool) -> dict[str, float]:
     """Run one load against a fresh server over ``root/bench/object``, after one warm-up request."""
-    with shaped_s3(root, load.latency_seconds, load.bandwidth_bits) as server:
+    with shaped_s3(root, load.latency_seconds, load.bandwidth_bits, nginx=nginx) as server:
         store = server.store("bench")
         store.get_range("object", start=0, length=1)
         server.reset()
@@ -185,24 +197,35 @@ def measure(root: Path, load: Load) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Print the throughput, the time of a request and the server's CPU share under each load."""
+def main() -> int:
+    """Print the throughput, the time of a request and the server's CPU share; status 1 if it is not what was set."""
     headings = ("s", "Mbit/s", "requests/s", "ms a request", "server CPU %")
     table = Table(title="The shaped loopback S3")
     table.add_column("load", no_wrap=True)
+    table.add_column("files by", no_wrap=True)
     for heading in headings:
         table.add_column(heading, justify="right")
+    bars: list[tuple[str, float, str, float]] = []
     with tempfile.TemporaryDirectory() as root:
         path = Path(root, "bench", "object")
         path.parent.mkdir()
         path.write_bytes(os.urandom(OBJECT_BYTES))
-        for load in LOADS:
-            table.add_row(load.name, *(f"{figure:,.2f}" for figure in measure(Path(root), load).values()))
+        for load, nginx in product(LOADS, (True, False) if Nginx.found() else (False,)):
+            figures = measure(Path(root), load, nginx=nginx)
+            by = "nginx" if nginx else "asyncio"
+            table.add_row(load.name, by, *(f"{figure:,.2f}" for figure in figures.values()))
+            if load is LOADS[0]:
+                bars += [
+                    (f"Mbit/s, {by}", figures["megabits_per_second"], *bound) for bound in ((">=", 95), ("<=", 105))
+                ]
     console = Console()
     # Piped output has no width of its own; 80 columns would cut the figures.
     console.width = max(console.width, 100)
     console.print(table)
+    judged = judge(bars)
+    print_bars(console, judged)
+    return int(not all(bar["passed"] for bar in judged))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """A read-only S3 of one directory over HTTP/1.1, with one shared, shaped line to all its clients.
 
-`benchmarks.writable` is one that can be written to.
+`benchmarks.writable` is one that can be written to, `benchmarks.relay` one before an nginx.
 
 Knows HTTP, the part of S3 that readers use (GET and HEAD of ``/bucket/key`` with ranges, ListObjectsV2,
 HEAD of a bucket) and how to pace bytes. Must not know the client, and imports the standard library only:
@@ -24,8 +24,12 @@ import time
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qs, unquote
 from xml.sax.saxutils import escape
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 REASONS = {200: "OK", 206: "Partial Content", 403: "Forbidden", 404: "Not Found",
            405: "Method Not Allowed", 416: "Range Not Satisfiable"}  # fmt: skip
@@ -100,18 +104,58 @@ class Request:
         return int(self.headers.get("content-length", 0))
 
 
+class Body(Protocol):
+    """What an answer brings, read while it is sent."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Its length."""
+        ...
+
+    def pieces(self, slice_bytes: int) -> AsyncIterator[bytes]:
+        """Read it, slice by slice."""
+        ...
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """The half-open range of a file."""
+
+    path: Path
+    start: int
+    stop: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Its length."""
+        return self.stop - self.start
+
+    async def pieces(self, slice_bytes: int) -> AsyncIterator[bytes]:
+        """Read it, slice by slice."""
+        file, at = os.open(self.path, os.O_RDONLY), self.start
+        try:
+            while at < self.stop:
+                part = os.pread(file, min(slice_bytes, self.stop - at), at)
+                if not part:
+                    raise ConnectionAbortedError(f"{self.path} became shorter while it was sent")
+                yield part
+                at += len(part)
+        finally:
+            os.close(file)
+
+
 @dataclass(frozen=True)
 class Response:
-    """A status, its headers, and a body that is bytes or the half-open range of a file."""
+    """A status, its headers, and a body."""
 
     status: int
     headers: dict[str, str]
-    body: bytes | tuple[Path, int, int] = b""
+    body: bytes | Body = b""
 
     @property
     def body_bytes(self) -> int:
         """Length of the body."""
-        return len(self.body) if isinstance(self.body, bytes) else self.body[2] - self.body[1]
+        return len(self.body) if isinstance(self.body, bytes) else self.body.n_bytes
 
     def head(self) -> bytes:
         """Return the status line and headers."""
@@ -210,14 +254,14 @@ def respond(root: Path, method: str, key: str, range_header: str | None, query: 
     }
     match = RANGE.fullmatch(range_header or "")
     if match is None:  # as HTTP has it, a range that is not understood is not there
-        return Response(200, headers, (path, 0, stat.st_size))
+        return Response(200, headers, FilePart(path, 0, stat.st_size))
     wanted = parse_range(match, stat.st_size)
     if wanted is None:
         refused = refusal(416, "InvalidRange", key)
         return Response(416, refused.headers | {"Content-Range": f"bytes */{stat.st_size}"}, refused.body)
     start, stop = wanted
     headers["Content-Range"] = f"bytes {start}-{stop - 1}/{stat.st_size}"
-    return Response(206, headers, (path, start, stop))
+    return Response(206, headers, FilePart(path, start, stop))
 
 
 class Server:
@@ -231,7 +275,8 @@ class Server:
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection until the client closes it."""
         writer.transport.set_write_buffer_limits(high=self._line.slice_bytes)
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        # Cancelled is what is open when the server ends.
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
                 await self._answer(await reader.readuntil(b"\r\n\r\n"), reader, writer)
         writer.close()
@@ -262,26 +307,17 @@ class Server:
         if self._latency_seconds:
             await asyncio.sleep(self._latency_seconds)
 
-    async def _send(self, body: bytes | tuple[Path, int, int], writer: asyncio.StreamWriter) -> None:
+    async def _send(self, body: bytes | Body, writer: asyncio.StreamWriter) -> None:
         if isinstance(body, bytes):
             writer.write(body)
             self.counters.body_bytes += len(body)
             return
-        path, start, stop = body
-        file = os.open(path, os.O_RDONLY)
-        try:
-            with self._line:
-                while start < stop:
-                    part = os.pread(file, min(self._line.slice_bytes, stop - start), start)
-                    if not part:
-                        raise ConnectionAbortedError(f"{path} became shorter while it was sent")
-                    await self._line.carry(len(part))
-                    writer.write(part)
-                    await writer.drain()
-                    self.counters.body_bytes += len(part)
-                    start += len(part)
-        finally:
-            os.close(file)
+        with self._line:
+            async for part in body.pieces(self._line.slice_bytes):
+                await self._line.carry(len(part))
+                writer.write(part)
+                await writer.drain()
+                self.counters.body_bytes += len(part)
 
 
 async def serve(server: Server) -> None:
