@@ -44,12 +44,13 @@ _AT_ONCE = 10
 
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/LogFormat.html
 # Quotes within a user agent are not escaped: what counts are those before and behind blanks. S3 adds fields at the end.
+# Atomic groups, since a line that fails would else be tried at each three of its quotes.
 _LINE = re.compile(
     r"(?P<owner>\S+) (?P<bucket>\S+) "
     r"\[(?P<day>\d\d)/(?P<month>[A-Z][a-z]{2})/(?P<year>\d{4}):\d\d:\d\d:\d\d [+-]\d{4}\] "
     r"(?P<ip>\S+) (?P<requester>\S+) (?P<request_id>\S+) (?P<operation>[A-Za-z0-9_.]+) (?P<key>\S+) "
-    r'(?:"(?P<request>.*?)"|-) (?P<status>\d{3}|-) (?P<error>[\w.]+|-) (?P<sent>\d+|-) (?P<size>\d+|-) '
-    r'(?:\d+|-) (?:\d+|-) (?:".*?"|-) (?:"(?P<agent>.*)"|-)(?: [^"]*)?'
+    r'(?>(?:"(?P<request>.*?)"|-) (?P<status>\d{3}|-) (?P<error>[\w.]+|-) (?P<sent>\d+|-) (?P<size>\d+|-) '
+    r'(?:\d+|-) (?:\d+|-) (?=["-]))(?:".*?"|-) (?:(?>"(?P<agent>.*)")|-)(?: [^"]*)?'
 )
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _ENCODED_ONCE = {"BATCH.DELETE.OBJECT", "S3.EXPIRE.OBJECT"}

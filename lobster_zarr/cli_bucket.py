@@ -120,6 +120,9 @@ def _days(tiers: Sequence[str]) -> dict[str, int]:
         if not days.isdecimal():
             msg = f"--tier is {text!r}, expected CLASS=DAYS, such as STANDARD_IA=30."
             raise InvalidArgumentError(msg)
+    if len({storage_class for storage_class, _, _ in pairs}) < len(pairs):
+        msg = f"--tier is given twice for a class ({', '.join(tiers)}), expected once for each."
+        raise InvalidArgumentError(msg)
     return {storage_class: int(days) for storage_class, _, days in pairs}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from lobster_zarr.byterange import Network
@@ -269,7 +270,8 @@ def _check(use: object) -> None:
         raise InvalidArgumentError(f"{use!r} is no use, expected a query, or n_requests and n_bytes of one time.")
     for name in ("per_month", "n_requests", "n_bytes"):
         value = getattr(use, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (is_number and 0 <= value < inf):
             raise InvalidArgumentError(f"{name} of a use is {value!r}, expected a number, zero or more.")
 
 

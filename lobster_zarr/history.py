@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from lobster_zarr.errors import ConflictError, NotFoundError
+from lobster_zarr.errors import ConflictError, InvalidArgumentError, NotFoundError
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -84,7 +84,11 @@ class History:
         ------
         NotFoundError
             There is none, or several begin so.
+        InvalidArgumentError
+            It is no text.
         """
+        if not isinstance(cast("object", version), str):
+            raise InvalidArgumentError(f"The version is {version!r}, expected its id, as text: `.id` of a Version.")
         exact = [c for c in self.commits if c.version == version]
         meant = exact or [c for c in self.commits if len(version) >= LEAST_PREFIX and c.version.startswith(version)]
         if len(meant) == 1:

@@ -6,7 +6,7 @@ ID. Must not know what objects hold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from lobster_zarr.report import positive
 from lobster_zarr.s3bucket import LIFECYCLE, administered, bucket_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/lifecycle-transition-general-considerations.html
 _RANK = {
@@ -125,7 +125,10 @@ def lifecycle(
 def _documents(rules: Any) -> Iterator[dict[str, Any]]:
     if isinstance(rules, Mapping) and "Rules" in rules:
         rules = rules["Rules"]
-    for rule in [rules] if isinstance(rules, (Rule, Mapping)) else rules:
+    rules = [rules] if isinstance(rules, (Rule, Mapping)) else rules
+    if not isinstance(rules, Iterable):
+        raise InvalidArgumentError(f"{rules!r} are no lifecycle rules, expected a list of them.")
+    for rule in rules:
         if not isinstance(rule, (Rule, Mapping)):
             raise InvalidArgumentError(f"{rule!r} is no lifecycle rule, expected a Rule or a dict as S3 has it.")
         given = rule.to_dict() if isinstance(rule, Rule) else dict(rule)
@@ -136,7 +139,18 @@ def _documents(rules: Any) -> Iterator[dict[str, Any]]:
         given.setdefault("Status", "Enabled")
         if "Prefix" not in given:  # of the older form
             given.setdefault("Filter", {"Prefix": ""})
+        _check_forms(given)
         yield given
+
+
+def _check_forms(rule: Mapping[str, Any]) -> None:
+    """Refuse a rule whose parts are not of the form that S3 gives them."""
+    for name in ("Filter", *_ACTIONS):
+        part, is_list = rule.get(name, {}), name.endswith("Transitions") and name in rule
+        parts = part if is_list and isinstance(part, list) else [None if is_list else part]
+        if not all(isinstance(one, Mapping) and isinstance(one.get("And", {}), Mapping) for one in parts):
+            form = "a list of mappings" if is_list else "a mapping"
+            raise InvalidArgumentError(f"The lifecycle rule {rule['ID']!r}: {name} is {part!r}, expected {form}.")
 
 
 def _checked(rule: Mapping[str, Any], *, archive: bool) -> Iterator[str]:
@@ -201,4 +215,4 @@ def _least_bytes(rule: Mapping[str, Any]) -> int:
     """Return the size from which a rule's own filter has it move objects; without one, S3 moves from 128 KiB on."""
     kept = rule.get("Filter", {})
     found = kept.get("ObjectSizeGreaterThan", kept.get("And", {}).get("ObjectSizeGreaterThan"))
-    return BILLED_FROM_BYTES if found is None else found + 1
+    return found + 1 if isinstance(found, int) else BILLED_FROM_BYTES

@@ -179,7 +179,7 @@ def _doubt(code: str) -> str:
 def _denied(operation: Operation, key: str, where: Location, access: Access) -> errors.AccessDeniedError:
     resource = f"arn:aws:s3:::{where.root}"
     if "Bucket" not in operation.permission:
-        resource += f"/{where.prefix}/{key}".rstrip("/")
+        resource = "/".join(filter(None, (resource, where.prefix, key)))
     allowed = f"{operation.permission} on {resource}" if where.scheme == "s3" else f"to {operation.verb} it"
     if operation is WRITE and access.sse == "aws:kms":
         allowed += f", and kms:GenerateDataKey on {access.sse_kms_key_id or 'the KMS key of the bucket'}"

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lobster_zarr.checksum import agree
 from lobster_zarr.errors import ConflictError, InvalidArgumentError, NotFoundError, UnsupportedError, VerificationError
-from lobster_zarr.listing import named_objects
+from lobster_zarr.layout import MARKER
+from lobster_zarr.listing import STORE_SUFFIX, named_objects
 from lobster_zarr.location import Access, Location
-from lobster_zarr.place import place
+from lobster_zarr.place import place, suffix
 from lobster_zarr.placement import NOT_AT_ONCE
 from lobster_zarr.refusal import DELETE, LIST, READ, WRITE
 from lobster_zarr.report import Progress, human_bytes
@@ -112,9 +113,10 @@ class _Side:
 
     def listed(self) -> dict[str, _Entry]:
         """Return all that lies below; of a file, that alone."""
+        base = f"{self.where.prefix}/".lstrip("/")
         with explained(self.where, self.access, LIST):
             return {
-                entry["Key"][len(self.where.prefix) :].removeprefix("/"): _Entry(
+                entry["Key"].removeprefix(base) if entry["Key"] != self.where.prefix else "": _Entry(
                     entry["Size"], entry["ETag"], entry.get("StorageClass", "STANDARD")
                 )
                 for entry in named_objects(self.client, self.where, self.access)
@@ -284,7 +286,7 @@ def replicate(
     NotFoundError
         There is nothing at the source.
     ConflictError
-        The destination holds something else, or the source was changed meanwhile.
+        The destination holds something else; the source was changed meanwhile, or is a store that is not whole.
     VerificationError
         A copy differs from what it is of; it is named, and the store does not open.
     UnsupportedError
@@ -301,6 +303,8 @@ def replicate(
             access.check_endpoint()
             with explained(end, access, LIST):
                 sides.append(_Side(end, access, stack.enter_context(closing(access.client()))))
+        if sides[0].access.endpoint_url == sides[1].access.endpoint_url:
+            _check_apart(where, to)
         copy = _Copy(sides[0], sides[1], storage_options, target_options)
         return _replicated(copy, overwrite=overwrite, dry_run=dry_run, progress=progress)
 
@@ -310,23 +314,39 @@ def _ends(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -
     for end in (where, to):
         if end.scheme != "s3":
             raise InvalidArgumentError(f"{end} is not on S3, expected s3://bucket/key. `upload` goes there.")
+    return where, to
+
+
+def _check_apart(where: Location, to: Location) -> None:
     if f"{to}/".startswith(f"{where}/") or f"{where}/".startswith(f"{to}/"):
         raise InvalidArgumentError(f"{where} and {to} are the same or one lies in the other, expected two places.")
-    return where, to
+
+
+def _check(copy: _Copy, entries: Mapping[str, _Entry], there: Mapping[str, _Entry]) -> None:
+    """Refuse a source that is not whole or cannot be read, and a destination that is no place for it."""
+    where, to = copy.source.where, copy.target.where
+    if not entries:
+        raise NotFoundError(f"There is nothing at {where}. Check the path.")
+    if "" in entries and (not to.prefix or there.keys() - {""}):
+        kind = "holds other objects" if to.prefix else "is a bucket"
+        raise InvalidArgumentError(f"{to} {kind}, expected the name of the copy of one file in it.")
+    if not _DOCUMENTS & entries.keys():
+        if MARKER in entries or ("" not in entries and suffix(where) == STORE_SUFFIX):
+            told = "it is being written, or its conversion, rollback or deletion was broken off"
+            raise ConflictError(f"{where} is no whole store: {told}. Copy it when that is done.")
+        if _DOCUMENTS & there.keys():
+            raise ConflictError(f"{to} is a store, where what lies below {where} would get lost. Name another place.")
+    for name, entry in entries.items():
+        if entry.storage_class in NOT_AT_ONCE:
+            raise UnsupportedError(
+                f"{copy.source.key(name)['Key']} in {where} lies in {entry.storage_class} and cannot be read. "
+                "Restore it (`aws s3api restore-object`), then try again."
+            )
 
 
 def _replicated(copy: _Copy, *, overwrite: bool, dry_run: bool, progress: bool) -> ReplicationReport:
     entries, there = copy.source.listed(), copy.target.listed()
-    if not entries:
-        raise NotFoundError(f"There is nothing at {copy.source.where}. Check the path.")
-    if "" in entries and not copy.target.where.prefix:
-        raise InvalidArgumentError(f"{copy.target.where} is a bucket, expected the name of the copy of one file in it.")
-    for name, entry in entries.items():
-        if entry.storage_class in NOT_AT_ONCE:
-            raise UnsupportedError(
-                f"{copy.source.key(name)['Key']} in {copy.source.where} lies in {entry.storage_class} and cannot be "
-                "read. Restore it (`aws s3api restore-object`), then try again."
-            )
+    _check(copy, entries, there)
     copy.source.head(next(iter(entries)))  # whether it may be read: a refused copy does not tell which end refuses
     present = {name: entry for name, entry in entries.items() if name in there}
     judged = copy.compared(present, there)

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lobster_zarr.errors import AccessDeniedError, InvalidArgumentError, UnsupportedError
+from lobster_zarr.errors import AccessDeniedError, BucketNotFoundError, InvalidArgumentError, UnsupportedError
 from lobster_zarr.location import Access, Location
 from lobster_zarr.place import is_s3, place
 from lobster_zarr.redact import fit_to_show
@@ -143,6 +143,8 @@ class Bucket:
                 f"Access denied: cannot {what}, expected credentials that allow {permission} on "
                 f"arn:aws:s3:::{self.name}. Ask its owner, or use other credentials; {IDENTITY}."
             )
+        if code == "NoSuchBucket":  # of several, the error of the client would name another
+            return BucketNotFoundError(f"Cannot {what}: there is no such bucket at this endpoint. Check its name.")
         if code in _WRONG:
             return InvalidArgumentError(f"Cannot {what}: S3 says {code}: {error.response['Error'].get('Message', '')}")
         if code == "NotImplemented":

@@ -100,8 +100,11 @@ def test_lines_that_are_none_are_counted_and_named(tmp_path: Path) -> None:
     assert f"{len(wrong)} lines" in str(told)
 
 
-def test_a_hostile_line_takes_no_time(tmp_path: Path) -> None:
-    (tmp_path / "log").write_text(line().split('" 200')[0] + '" 200 - 1 1 1 1 "' * 3000)
+@pytest.mark.parametrize(
+    "hostile", ['" 200 - 1 1 1 1 "' * 1500, '" 200 - 1 1 1 1 "-" "' * 1000 + ' x"y', '" "' * 9000 + 'x"y']
+)
+def test_a_hostile_line_takes_no_time(tmp_path: Path, hostile: str) -> None:
+    (tmp_path / "log").write_text(line().split('" 200')[0] + '" 200 - 1 1 1 1 "' + hostile)
     start = time.perf_counter()
     assert analyze_logs(tmp_path).n_malformed == 1
     assert time.perf_counter() - start < 2

@@ -328,6 +328,12 @@ def test_the_guides_lifecycle_is_one_call_and_merged(s3: S3Server, name: str) ->
         (bucket.Rule("r", expire_days=0), "above zero"),
         (bucket.Rule("r", tier={"GLACIER_IR": -1}), "expected 0 or more"),
         ("temp/", "no lifecycle rule"),
+        (None, "no lifecycle rules"),
+        ({"Rules": 3}, "no lifecycle rules"),
+        ({"ID": "r", "Expiration": 7}, "Expiration is 7, expected a mapping"),
+        ({"ID": "r", "Filter": "temp/", "Expiration": {"Days": 7}}, "Filter is 'temp/'"),
+        ({"ID": "r", "Transitions": {"Days": 7}}, "expected a list of mappings"),
+        ({"ID": "r", "NoncurrentVersionTransitions": ["GLACIER_IR"]}, "expected a list of mappings"),
         ([bucket.Rule("r", expire_days=1), bucket.Rule("r", expire_days=2)], "an ID of its own"),
     ],
 )
@@ -381,6 +387,8 @@ def test_logging_is_put_with_the_permission_for_it(s3: S3Server, name: str) -> N
 
 
 def test_a_bucket_does_not_log_to_itself_nor_abroad(s3: S3Server, name: str) -> None:
+    with pytest.raises(errors.BucketNotFoundError, match="s3://never-made-logs"):
+        bucket.log_to(name, "never-made-logs", storage_options=s3.storage_options)
     with pytest.raises(errors.InvalidArgumentError, match="its own logs"):
         bucket.log_to(name, f"s3://{name}", storage_options=s3.storage_options)
     abroad = fresh()
@@ -443,6 +451,7 @@ def test_the_commands_do_as_the_calls(s3: S3Server, run: Any, monkeypatch: pytes
     assert run("bucket", "replicate-to", name, logs, "--role", ROLE, "--dry-run").status == 0
     told = json.loads(run("bucket", "describe", name, "--json").out)
     assert told == json.loads(json.dumps(bucket.describe(name).to_dict()))
-    for wrong in (["--rule", "r", "--tier", "STANDARD_IA"], ["--file", "none.json"], []):
+    twice = ["--rule", "r", "--tier", "STANDARD_IA=30", "--tier", "STANDARD_IA=90"]
+    for wrong in (["--rule", "r", "--tier", "STANDARD_IA"], twice, ["--file", "none.json"], []):
         failed = run("bucket", "lifecycle", name, *wrong)
         assert (failed.status, failed.err.count("\n")) == (2, 1)

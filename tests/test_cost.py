@@ -153,6 +153,7 @@ def test_files_of_prices_that_are_none(tmp_path: Path) -> None:
 
 def test_uses_and_places_that_are_none(s3: S3Server, store: str) -> None:
     wrong: list[Any] = [Use(1), Use(1, "a == 1", n_requests=1, n_bytes=1), Use(1, n_requests=1), Use(-1, "a == 1")]
+    wrong += [Use(float("nan"), "a == 1"), Use(float("inf"), "a == 1")]
     for use in [*wrong, "a == 1"]:
         with pytest.raises(errors.InvalidArgumentError):
             lz.cost(store, [use], s3.storage_options)

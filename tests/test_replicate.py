@@ -89,7 +89,7 @@ def test_broken_off_it_is_no_store_and_goes_on(s3: S3Server, store: str, target:
 
     with gate(s3.endpoint) as line:
         line.rule = rule
-        with pytest.raises(errors.AccessDeniedError, match="s3:PutObject"):
+        with pytest.raises(errors.AccessDeniedError, match=f"s3:PutObject on arn:aws:s3:::{target[5:]}/b.zarr"):
             copied(store, f"{target}/b.zarr", {**s3.storage_options, "endpoint_url": line.endpoint})
     assert "/zarr.json" not in objects(s3, f"{target}/b.zarr")
     with pytest.raises(errors.LobsterZarrError):
@@ -196,3 +196,39 @@ def test_what_cannot_be_copied(s3: S3Server, store: str, target: str) -> None:
     put(s3, f"{target}/file", b"x")
     with pytest.raises(errors.InvalidArgumentError, match="name of the copy"):
         copied(f"{target}/file", "s3://copy-from", options)
+    put(s3, f"{target}/folder/a", b"x")
+    with pytest.raises(errors.InvalidArgumentError, match="holds other objects"):
+        copied(f"{target}/file", f"{target}/folder", options)
+    assert objects(s3, f"{target}/folder") == {"/a": b"x"}
+
+
+def test_what_is_no_whole_store_is_not_copied_as_one(s3: S3Server, store: str, target: str) -> None:
+    copied(store, f"{target}/b.zarr", s3.storage_options)
+    s3.client().delete_object(Bucket=target[5:], Key="b.zarr/zarr.json")
+    with pytest.raises(errors.ConflictError, match="no whole store"):
+        copied(f"{target}/b.zarr", f"{target}/c.zarr", s3.storage_options)
+    assert not objects(s3, f"{target}/c.zarr")
+
+
+def test_nothing_is_copied_into_a_store_that_is_there(s3: S3Server, store: str, target: str) -> None:
+    copied(store, f"{target}/b.zarr", s3.storage_options)
+    put(s3, f"{target}/more/notes.txt", b"notes")
+    with pytest.raises(errors.ConflictError, match="is a store"):
+        copied(f"{target}/more", f"{target}/b.zarr", s3.storage_options, overwrite=True)
+    assert objects(s3, f"{target}/b.zarr") == objects(s3, store)
+
+
+def test_a_whole_bucket_with_odd_keys(s3: S3Server, target: str) -> None:
+    source = s3.bucket("copy-odd")
+    odd = {"/first": b"1", "b//c": b"2", "d e/%25+\u00fc": b"3", "folder/": b""}
+    for key, content in odd.items():
+        put(s3, f"{source}/{key}", content)
+    copied(source, f"{target}/all", s3.storage_options)
+    there = {key.removeprefix("all/"): body for key, body in objects(s3, target).items()}
+    assert there == {key: body for key, body in odd.items() if body}
+
+
+def test_one_name_at_two_endpoints_is_two_places(s3: S3Server, store: str) -> None:
+    with gate(s3.endpoint) as line:
+        options = {**s3.storage_options, "endpoint_url": line.endpoint}
+        assert copied(store, store, s3.storage_options, destination_options=options).n_copied == 0

@@ -22,7 +22,7 @@ from test_convert import by_anndata
 
 import lobster_zarr as lz
 from lobster_zarr import cli, errors
-from lobster_zarr.backends import H5ADBackend, upload
+from lobster_zarr.backends import H5ADBackend
 from lobster_zarr.layout import MARKER
 from tests.gates import Answer, gate, xml
 
@@ -166,6 +166,8 @@ def test_two_versions_are_never_one_array(past: Past) -> None:
 def test_what_is_no_version_is_refused(past: Past, s3: S3Server) -> None:
     with pytest.raises(errors.NotFoundError, match="lobster-zarr versions"):
         lz.open(past.uri, past.options, version="absent")
+    with pytest.raises(errors.InvalidArgumentError, match="expected its id"):
+        lz.open(past.uri, past.options, version=lz.versions(past.uri, past.options)[0])  # type: ignore[arg-type]
     with pytest.raises(errors.NotFoundError, match="nor was there"):
         lz.versions(f"{past.uri}x", past.options)
     plain = s3.bucket("versions-none")
@@ -335,70 +337,14 @@ def test_the_permission_that_is_missing_is_named(past: Past, s3: S3Server) -> No
                 lz.versions(past.uri, past.options | user)
 
 
-# ---------------------------------------------------------------- files
-
-
-@pytest.fixture(scope="module")
-def file(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Past:
-    uri, path = f"{versioned(s3, 'versions-files')}/raw/a.h5ad", tmp_path_factory.mktemp("files") / "a.h5ad"
-    read: list[ad.AnnData] = []
-    for data in (cells(60, seed=1), cells(70, seed=2)):
-        data.write_h5ad(path, convert_strings_to_categoricals=False)
-        upload(path, uri, s3.storage_options, progress=False)
-        read.insert(0, ad.read_h5ad(path))
-    s3.client().put_object(Bucket="versions-files", Key="raw/a.h5ad.bak", Body=b"another")
-    lz.index(uri, s3.storage_options, progress=False)
-    return Past(uri, s3.storage_options, read)
-
-
-def test_versions_of_a_file(file: Past, s3: S3Server) -> None:
-    found = lz.versions(file.uri, file.options)
-    assert [v.state for v in found] == ["current", "replaced"]
-    assert found[1].n_bytes
-    backend = H5ADBackend(progress=False)
-    backend.configure_s3("versions-files", "us-east-1", s3.key, s3.secret, endpoint_url=s3.endpoint)
-    for version, expected in zip(found, file.datas, strict=True):
-        data = lz.open(file.uri, file.options, version=version.id)
-        assert_equal(data.to_memory(progress=False), expected)
-        assert_equal(backend.load("raw/a.h5ad", version=version.id), expected)
-        rows = np.flatnonzero(expected.obs["cell_type"] == "T cell")
-        part = backend.load("raw/a.h5ad", where=T_CELLS, version=version.id)
-        assert_equal(part, sliced(expected, rows, slice(None)))
-        assert_equal(pickle.loads(pickle.dumps(data)).to_memory(progress=False), expected)  # noqa: S301
-
-
-@pytest.mark.parametrize("in_parts", [False, True])
-def test_a_file_is_rolled_back(
-    file: Past, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_parts: bool
-) -> None:
-    uri = f"s3://versions-files/back/{in_parts}.h5ad"
-    if in_parts:  # as from 5 GB on
-        monkeypatch.setattr(sys.modules["lobster_zarr.rollback"], "MOST_COPIED_BYTES", 1_000)
-    uploads = []
-    for seed in (1, 2):
-        cells(60 + seed, seed=seed).write_h5ad(tmp_path / "a.h5ad", convert_strings_to_categoricals=False)
-        uploads.append(upload(tmp_path / "a.h5ad", uri, s3.storage_options, progress=False))
-    first, second = uploads
-    lz.index(uri, file.options, progress=False)
-    now, before = lz.versions(uri, file.options)
-    assert (now.id, before.id) == (second.version_id, first.version_id)
-    report = lz.rollback(uri, before.id, file.options, progress=False)
-    assert (report.n_copied, report.n_bytes, report.n_removed) == (1, first.size_bytes, 1)  # its index tells of another
-    assert report.replaced == now.id
-    assert lz.open(uri, file.options).shape == (61, 20)
-    head = s3.client().head_object(Bucket="versions-files", Key=f"back/{in_parts}.h5ad")
-    assert first.checksum in head["Metadata"].values()
-    assert len(lz.versions(uri, file.options)) == 3
-
-
 # ---------------------------------------------------------------- commands
 
 
 @pytest.fixture
-def run(file: Past, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", file.options["key"])
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", file.options["secret"])
-    monkeypatch.setenv("AWS_ENDPOINT_URL", file.options["endpoint_url"])
+def run(past: Past, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", past.options["key"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", past.options["secret"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", past.options["endpoint_url"])
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["lobster-zarr", *arguments])
