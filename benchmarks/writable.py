@@ -20,7 +20,7 @@ from urllib.parse import parse_qs
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
-from benchmarks.server import REASONS, Line, Request, Response, Server, entity_tag, refusal, serve
+from benchmarks.server import REASONS, FilePart, Line, Request, Response, Server, entity_tag, refusal, serve
 
 REASONS[204] = "No Content"
 SHA256 = "x-amz-checksum-sha256"
@@ -72,7 +72,7 @@ class WritableServer(Server):
         kept = self._kept.get(request.key, {})
         if request.method == "HEAD" and "partNumber=" in request.query and "x-amz-mp-parts-count" in kept:
             path = self.root / request.key
-            answer = Response(206, answer.headers, (path, 0, int(kept["part-bytes"])))
+            answer = Response(206, answer.headers, FilePart(path, 0, int(kept["part-bytes"])))
         hidden = "x-amz-checksum-" if request.method == "GET" and answer.status == 206 else "part-bytes"
         shown = {name: value for name, value in kept.items() if name != "part-bytes" and not name.startswith(hidden)}
         return Response(answer.status, answer.headers | shown, answer.body)

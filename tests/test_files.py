@@ -29,6 +29,7 @@ from scipy import sparse
 
 import lobster_zarr as lz
 from lobster_zarr import errors
+from tests.thrift import examples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 # What anndata and mudata say of old, odd and awkward files.
 pytestmark = pytest.mark.filterwarnings("ignore")
-few = settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=examples(5), deadline=None, suppress_health_check=list(HealthCheck))
 
 SWAPPED = {"numbers big-endian", "edit enumerations"}
 """Forms with numbers in the other byte order."""

@@ -23,6 +23,7 @@ from scipy import sparse
 
 import lobster_zarr as lz
 from lobster_zarr.errors import ConflictError, InvalidArgumentError, UnsupportedError
+from tests.thrift import examples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,7 +140,7 @@ def test_a_selection_computes_what_it_reads(dataset: lz.Dataset, expression: str
     assert_equal(some.to_lazy().to_memory(), some.to_memory())
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=list(HealthCheck))
 @given(drawn=st.data(), adata=strategies.anndatas(), gene_major=st.booleans())
 def test_whatever_anndata_stores(drawn: st.DataObject, adata: ad.AnnData, gene_major: bool) -> None:
     where, sort_by = uri(), drawn.draw(strategies.sort_keys(adata.obs), "sort_by")

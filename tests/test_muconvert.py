@@ -33,6 +33,7 @@ import lobster_zarr as lz
 from lobster_zarr import errors
 from lobster_zarr.layout import NOTED_OBJECTS
 from lobster_zarr.store import open_store
+from tests.thrift import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +112,7 @@ def by_mudata(data: mudata.MuData, path: Path, zarr_format: int) -> Path:
 
 
 @given(data=sts.mudatas(), codec=st.sampled_from(["small", "fast", "compatible"]))
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25), suppress_health_check=[HealthCheck.too_slow])
 def test_any_mudata_in_memory(data: mudata.MuData, codec: Any) -> None:
     uri = memory_uri()
     report = convert(data, uri, codec=codec)

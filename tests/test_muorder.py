@@ -24,6 +24,7 @@ from lobster_zarr.layout import SOURCE_ORDER
 from lobster_zarr.obsmap import follow, misfit, to_source, to_stored
 from lobster_zarr.reopen import open_reader
 from lobster_zarr.store import open_store
+from tests.thrift import examples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,7 +110,7 @@ def test_modalities_sorted_by_themselves(tmp_path: Path) -> None:
 
 
 @given(data=sts.mudatas(), draw=st.data())
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25), suppress_health_check=[HealthCheck.too_slow])
 def test_any_mudata_sorted_comes_back(data: mudata.MuData, draw: st.DataObject) -> None:
     own = [f"{name}:{column}" for name, part in data.mod.items() for column in part.obs]
     columns = [*data.obs.columns, *own]

@@ -29,6 +29,7 @@ from test_convert import memory_uri
 from test_muconvert import by_mudata, convert, quiet, read_zarr
 
 import lobster_zarr as lz
+from tests.thrift import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +45,7 @@ EXAMPLES = int(os.environ.get("MUDATA_EXAMPLES", "0"))
 
 def property_test(most: int) -> Callable[[Any], Any]:  # a store is made for every example
     slow = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-    return settings(max_examples=EXAMPLES or most, suppress_health_check=slow)
+    return settings(max_examples=EXAMPLES or examples(most), suppress_health_check=slow)
 
 
 @st.composite

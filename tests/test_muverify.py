@@ -18,6 +18,7 @@ from test_verify import cut, flip, rewritten
 
 import lobster_zarr as lz
 from lobster_zarr import errors
+from tests.thrift import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +95,7 @@ def test_against_a_dict(tmp_path: Path, axis: Any) -> None:
 
 
 @given(data=sts.mudatas(), draw=st.data())
-@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(15), suppress_health_check=[HealthCheck.too_slow])
 def test_any_mudata_in_any_order(data: mudata.MuData, draw: st.DataObject) -> None:
     own = [f"{name}:{column}" for name, part in data.mod.items() for column in part.obs]
     columns = [*data.obs.columns, *own]

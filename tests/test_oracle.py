@@ -20,12 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from tests.thrift import examples
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 # anndata warns of much that is drawn on purpose: duplicate names, old settings of pandas.
 pytestmark = pytest.mark.filterwarnings("ignore")
-some = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+some = settings(max_examples=examples(25), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 # ---------------------------------------------------------------- strategies against anndata

@@ -26,6 +26,7 @@ from scipy import sparse
 
 import lobster_zarr as lz
 from lobster_zarr.errors import LobsterZarrError
+from tests import thrift
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string' option
 
 def examples(n: int) -> settings:
     """Few examples, each large: one object passes through every encoding it drew."""
-    return settings(max_examples=n, deadline=None, suppress_health_check=list(HealthCheck))
+    return settings(max_examples=thrift.examples(n), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 codecs = st.sampled_from(["small", "fast", "compatible"])
