@@ -180,3 +180,4 @@ def _make(path: Path) -> None:
     told = path.stat()
     if hasattr(os, "getuid") and (told.st_uid != os.getuid() or told.st_mode & 0o022):
         raise PermissionError(errno.EPERM, "it belongs to another user, or others may write to it")
+    path.chmod(0o700)  # one that was copied, or made before, may let others read what they have no access to

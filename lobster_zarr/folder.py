@@ -130,6 +130,8 @@ def _folder(path: Path, top: Path, *, is_link: bool) -> Cargo | None:
         return Cargo(path, name, "other", n_bytes, remark="no whole store: it has no root")
     if attributes.get("encoding-type") not in {"anndata", "MuData"}:
         return Cargo(path, name, "other", n_bytes, remark="a Zarr store of something else")
+    if any(Path(at, inner).is_symlink() for at, names, _ in os.walk(path) for inner in names):
+        return Cargo(path, name, "store", n_bytes, error="it holds a link to a folder; put the folder in its place.")
     return Cargo(path, name, "store", n_bytes, is_ours=ATTRIBUTE in attributes)
 
 

@@ -48,6 +48,7 @@ class Identity:
     fetcher: Fetcher
     tree: Tree
     seen: float = field(default_factory=time.monotonic)
+    is_stale: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         store = self.fetcher.store
@@ -81,8 +82,10 @@ class Identity:
             elif (await read_tree(store, self.uri)).nodes != self.tree.nodes:
                 raise self.stale()
         except (NotFoundError, FormatError, ConflictError) as error:
-            self.seen = float("-inf")  # whoever asks next is told as well
-            raise error if isinstance(error, ConflictError) else self.stale() from error
+            self.seen, self.is_stale = float("-inf"), True  # whoever asks next is told as well
+            if isinstance(error, ConflictError):
+                raise
+            raise self.stale() from error
 
     @cached_property
     def digest(self) -> str:

@@ -94,7 +94,7 @@ def migrate(  # noqa: PLR0913 - options of a conversion, and what is done beside
     ConflictError
         Two files would get one name; nothing was begun.
     NotFoundError, InvalidArgumentError
-        There is no such folder, or the destination lies in it.
+        There is no such folder, the destination lies in it, or `delete_local` with one in memory.
     StorageError
         The destination cannot be looked at; nothing was begun.
     """
@@ -103,8 +103,10 @@ def migrate(  # noqa: PLR0913 - options of a conversion, and what is done beside
     check_codec(codec)
     parse_size(memory_limit, "memory_limit")
     _check_apart(folder, where)
+    if delete_local and where.scheme == "memory":
+        raise InvalidArgumentError(f"{where} ends with this process, expected a lasting destination for delete_local.")
     settings = {"sort_by": wanted, "gene_major": gene_major, "codec": codec, "memory_limit": memory_limit}
-    job = _Migration(where, convert, others, overwrite, delete_local, storage_options, settings, progress)
+    job = _Migration(folder, where, convert, others, overwrite, delete_local, storage_options, settings, progress)
     entries = [job.planned(cargo) for cargo in cargoes(folder)]
     entries = _without_collisions(entries, fatal=not dry_run)
     report = MigrationReport(str(folder), str(where), (), 0.0, dry_run)
@@ -154,6 +156,7 @@ def _without_collisions(entries: list[_Entry], *, fatal: bool) -> list[_Entry]:
 class _Migration:
     """What is to be done with each cargo."""
 
+    folder: str | os.PathLike[str]
     dest: Location
     convert: bool
     others: bool
@@ -197,6 +200,7 @@ class _Migration:
         if self.convert and cargo.kind != "other" and not cargo.is_ours:
             kind = Converted
         where = place(f"{str(self.dest).rstrip('/')}/{_name(cargo, self.dest, is_file=kind is CopiedFile)}")
+        _check_apart(self.folder, where)  # by a link it may be the very file, or another that is yet to go
         if kind is CopiedFile and where.scheme not in {"file", "s3"}:
             raise UnsupportedError(f"Files cannot be copied to {where}, expected s3:// or a local folder.")
         return kind(cargo, where, self.options, self.settings, self.progress)
@@ -204,6 +208,7 @@ class _Migration:
     def run(self, entries: list[_Entry]) -> None:
         """Bring all that can go; what is told of each changes as it is done."""
         going = [(entry, entry.passage) for entry in entries if entry.passage]
+        going.sort(key=lambda one: not one[1].cargo.path.is_symlink())  # before what they lead to is deleted
         total, gone = sum(entry.file.source_bytes for entry, _ in going), 0
         for entry in entries:
             entry.file = replace(entry.file, done=entry.file.action == "leave" and not entry.file.error)

@@ -115,7 +115,7 @@ def _reopen(spec: Any, uri: str, network: Network, digest: str, root: str) -> St
     """
     key = (repr(spec), network, digest, root)
     with _reopening:
-        if key not in _reopened:
+        if key not in _reopened or _reopened[key].identity.is_stale:  # under the same metadata, opened anew
             reader = open_reader(store_of(spec), uri, network)
             if reader.identity.digest != digest:
                 raise reader.identity.stale()

@@ -31,13 +31,13 @@ T_CELLS = "cell_type == 'T cell'"
 KINDS = ("a.zarr", "foreign.zarr", "a.h5ad")
 """A store of this package, one that anndata wrote, and a file."""
 BUCKET = "cached"
-N_OBS, N_VARS = 1_500, 60
+N_OBS, N_VARS = 600, 60
 
 
 def cells(seed: int = 0, name: str = "") -> ad.AnnData:
     """Make an AnnData to be written as `name`: for a file, so large that not all is read when it is opened."""
     rng = np.random.default_rng(seed)
-    n_pcs = 200 if name == "a.h5ad" else 2
+    n_pcs = 500 if name == "a.h5ad" else 2
     obs = pd.DataFrame(
         {"cell_type": pd.Categorical(rng.choice(["T cell", "B cell"], N_OBS)), "n_counts": rng.integers(0, 9, N_OBS)},
         index=[f"c{i}" for i in range(N_OBS)],

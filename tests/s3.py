@@ -8,6 +8,7 @@ input; and in any case after `LIFETIME_SECONDS`. Must not know of lobster_zarr.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -58,14 +59,7 @@ class S3Server:
 
     def client(self, service: str = "s3") -> Any:
         """A boto3 client, the oracle of what is in the server."""
-        return boto3.client(
-            service,
-            endpoint_url=self.endpoint,
-            aws_access_key_id=self.key,
-            aws_secret_access_key=self.secret,
-            region_name=_REGION,
-            config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
-        )
+        return _client(self, service)
 
     def bucket(self, name: str) -> str:
         """Make a bucket, if need be, and give back its ``s3://`` URI."""
@@ -100,6 +94,19 @@ class S3Server:
             headers={"Content-Type": "text/plain"},  # as a form, the server would read no body
         )
         urllib.request.urlopen(request, timeout=10).close()  # noqa: S310
+
+
+@functools.cache
+def _client(server: S3Server, service: str) -> Any:
+    """One for all that ask: making it takes longer than most of what it is asked for."""
+    return boto3.client(
+        service,
+        endpoint_url=server.endpoint,
+        aws_access_key_id=server.key,
+        aws_secret_access_key=server.secret,
+        region_name=_REGION,
+        config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
+    )
 
 
 @contextlib.contextmanager

@@ -190,6 +190,9 @@ def test_no_name_leaves_the_folder_or_shows_on_the_disk(folder):
 def test_the_folder_is_its_users_alone(folder, tmp_path):
     keep(folder, 1)
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    folder.path.chmod(0o755)
+    assert read(Folder(folder.path.parent), 1) == content(1)
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
     folder.path.chmod(0o777)
     with pytest.warns(UserWarning, match="others may write to it"):
         assert read(Folder(folder.path.parent), 1) is None

@@ -132,16 +132,15 @@ def test_files_are_copied_as_they_are_where_that_is_asked_for(s3: S3Server, tmp_
     assert any("odd näme #1 100% [x]+(y)&'z'.zarr/zarr.json" in key for key in objects(s3, f"{dest}/stores"))
 
 
-@pytest.mark.parametrize("how", ["convert", "copy"])
-def test_killed_half_way_the_next_run_does_the_rest_alone(s3: S3Server, tmp_path: Path, how: str) -> None:
-    dest, data = f"{s3.bucket(f'migrate-killed-{how}')}/a", tmp_path / "data"
+def test_killed_half_way_the_next_run_does_the_rest_alone(s3: S3Server, tmp_path: Path) -> None:
+    dest, data = f"{s3.bucket('migrate-killed')}/a", tmp_path / "data"
     for at, name in enumerate("abc"):
         h5ad(data / f"{name}.h5ad", at)
     with gate(s3.endpoint) as between:
         options = through(s3, between.endpoint)
         code = f"""
             import lobster_zarr as lz
-            lz.migrate({str(data)!r}, {dest!r}, convert={how == "convert"}, storage_options={options!r})
+            lz.migrate({str(data)!r}, {dest!r}, storage_options={options!r})
         """
         process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], cwd=ROOT)
 
@@ -156,12 +155,11 @@ def test_killed_half_way_the_next_run_does_the_rest_alone(s3: S3Server, tmp_path
         first = objects(s3, dest)
         assert any(key.startswith("a/a.") for key in first)
         between.rule, between.asked[:] = lambda _: None, []
-        report = lz.migrate(data, dest, convert=how == "convert", storage_options=options, progress=False)
+        report = lz.migrate(data, dest, storage_options=options, progress=False)
         sent = {asked.path.partition("?")[0].split("/")[3] for asked in between.asked if asked.method == "PUT"}
-    suffix = {"convert": "zarr", "copy": "h5ad"}[how]
-    assert sent == {f"b.{suffix}", f"c.{suffix}"}
+    assert sent == {"b.zarr", "c.zarr"}
     assert report.failed == ()
-    assert actions(report) == {"a.h5ad": "nothing", "b.h5ad": how, "c.h5ad": how}
+    assert actions(report) == {"a.h5ad": "nothing", "b.h5ad": "convert", "c.h5ad": "convert"}
     now = objects(s3, dest)
     assert {key: now[key] for key in first if key.startswith("a/a.")} == {
         key: value for key, value in first.items() if key.startswith("a/a.")
@@ -182,8 +180,8 @@ def damage(s3: S3Server, bucket: str, key: str, change: Callable[[bytes], bytes]
 
 @pytest.mark.parametrize(
     ("how", "change"),
-    [("convert", flip), ("copy", flip), ("copy", lambda body: body[:99])],
-    ids=["store", "bit", "cut"],
+    [("convert", flip), ("copy", lambda body: body[:99])],
+    ids=["store", "cut"],
 )
 def test_what_arrived_damaged_is_named_and_its_local_copy_stays(
     s3: S3Server, tmp_path: Path, how: str, change: Callable[[bytes], bytes]
@@ -262,6 +260,55 @@ def test_a_conversion_by_itself_is_taken_for_what_it_is(s3: S3Server, tmp_path: 
     report = migrated(s3, path.parent, dest)
     assert (actions(report), report.files[0].verified) == ({"a.h5ad": "compare"}, True)
     assert objects(s3, dest).keys() - before.keys() == {f"x/a.zarr/{VERIFIED}"}
+
+
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_a_file_is_not_taken_for_its_own_copy(tmp_path: Path, linked: str) -> None:
+    path, dest = h5ad(tmp_path / "data" / "2024" / "a.h5ad"), tmp_path / "copies"
+    link = dest / "2024" / "a.h5ad" if linked == "file" else dest / "2024"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(path if linked == "file" else path.parent)
+    report = lz.migrate(path.parents[1], dest, convert=False, overwrite=True, delete_local=True, progress=False)
+    assert [file.error.partition(", expected")[0] for file in report.failed] == [
+        f"The destination {dest / '2024' / 'a.h5ad'} lies in {path.parents[1]}"
+    ]
+    assert path.exists()
+
+
+def test_a_copy_does_not_replace_a_file_that_is_yet_to_go(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    files = {h5ad(data / "a.h5ad"), h5ad(data / "data" / "a.h5ad", 1)}
+    sums = {sha256(path.read_bytes()).digest() for path in files}
+    report = lz.migrate(data, tmp_path, convert=False, overwrite=True, delete_local=True, progress=False)
+    assert [file.name for file in report.failed] == ["data/a.h5ad"]
+    assert {sha256(path.read_bytes()).digest() for path in tmp_path.rglob("*.h5ad")} == sums
+
+
+def test_a_link_goes_before_what_it_leads_to_is_deleted(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "z.h5ad").parent.mkdir()
+    (data / "z.h5ad").symlink_to(h5ad(data / "a.h5ad"))
+    report = lz.migrate(data, tmp_path / "copies", convert=False, delete_local=True, progress=False)
+    assert report.failed == ()
+    assert [(file.name, file.deleted) for file in report.files] == [("a.h5ad", True), ("z.h5ad", False)]
+    assert sorted(path.name for path in (tmp_path / "copies").iterdir()) == ["a.h5ad", "z.h5ad"]
+
+
+def test_a_store_that_is_not_all_there_is_not_copied(tmp_path: Path) -> None:
+    store = tmp_path / "data" / "s.zarr"
+    lz.convert(h5ad(tmp_path / "a.h5ad"), store, progress=False)
+    (store / "X").rename(tmp_path / "X")
+    (store / "X").symlink_to(tmp_path / "X")
+    report = lz.migrate(store.parent, tmp_path / "copies", delete_local=True, progress=False)
+    assert ["a link to a folder" in file.error for file in report.failed] == [True]
+    assert store.exists()
+
+
+def test_nothing_is_deleted_for_a_place_that_ends_with_the_process(tmp_path: Path) -> None:
+    path = h5ad(tmp_path / "data" / "a.h5ad")
+    with pytest.raises(errors.InvalidArgumentError, match="expected a lasting destination"):
+        lz.migrate(path.parent, "memory://migrated", delete_local=True, progress=False)
+    assert path.exists()
 
 
 def test_two_files_of_one_name_are_told_before_anything_is_sent(s3: S3Server, tmp_path: Path) -> None:
