@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from concurrent.futures import Future
 
+LOOK_SECONDS = 0.2
 _loops: dict[int, asyncio.AbstractEventLoop] = {}  # by process id: threads do not survive a fork
 
 
@@ -41,7 +42,8 @@ def run[T](coroutine: Coroutine[Any, Any, T]) -> T:
         raise RuntimeError("run() was called by a coroutine that run() runs; await the other one instead.")
     try:
         loop.call_soon_threadsafe(start)
-        done.wait()
+        while not done.wait(LOOK_SECONDS):  # a signal that comes just before a wait does not end it
+            pass
     except BaseException:  # an interrupt can come before the start: callbacks keep their order
         loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
         raise

@@ -107,11 +107,15 @@ def test_the_guides_own_command_is_refused_by_s3(s3: S3Server) -> None:
 
 
 def test_a_bucket_of_somebody_else_is_not_ours(s3: S3Server) -> None:
-    name, theirs = fresh(), s3.client()
-    theirs.meta.events.register(
-        "before-sign.s3", lambda request, **_: request.headers.add_header("x-moto-account-id", "222222222222")
-    )
-    theirs.create_bucket(Bucket=name)
+    def as_another(request: Any, **_: Any) -> None:
+        request.headers.add_header("x-moto-account-id", "222222222222")
+
+    name, events = fresh(), s3.client().meta.events
+    events.register("before-sign.s3", as_another)
+    try:
+        s3.bucket(name)
+    finally:
+        events.unregister("before-sign.s3", as_another)  # all tests of a process share the client
     with pytest.raises(errors.ConflictError, match="somebody else"):
         bucket.create(name, storage_options=s3.storage_options)
 
