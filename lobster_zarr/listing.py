@@ -130,7 +130,7 @@ def objects(where: Location, access: Access) -> Iterator[Listed]:
             key, kind = told["Key"].removeprefix(prefix), told.get("StorageClass", "STANDARD")
             yield Listed(key, told["Size"], told["LastModified"], told["ETag"], kind)
     if not n_found and prefix:
-        raise NotFoundError(f"There is nothing below {where}. Check the path.")
+        raise NotFoundError(f"There is nothing below {where}. Check the path; `lobster-zarr info` tells of one file.")
 
 
 def _local_objects(where: Location) -> Iterator[Listed]:

@@ -96,6 +96,9 @@ def history_of(where: Location, access: Access) -> History:
     history = History(entries, root)
     if not history.commits:
         expected = f"versions of {root}" if root == ROOT else "versions of a file"
+        if entries:
+            msg = f"Below {where} lie objects, but no {expected}, now or before. `lobster-zarr ls` tells what there is."
+            raise NotFoundError(msg)
         raise NotFoundError(f"There is nothing at {where}, nor was there; expected {expected}. Check the path.")
     return history
 

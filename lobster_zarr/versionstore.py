@@ -29,7 +29,25 @@ if TYPE_CHECKING:
     from lobster_zarr.sidecar import Sidecar
 
 
-class VersionStore(UriStore):
+class _OfVersion(UriStore):
+    """What a store and a file have in common: their version is a part of what they are, also in a pickle."""
+
+    version: str
+
+    @override
+    def __str__(self) -> str:
+        return f"{super().__str__()} (version {self.version})"
+
+    @override
+    def _identity(self) -> tuple[object, ...]:
+        return (*super()._identity(), self.version)
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "version": self.version}
+
+
+class VersionStore(_OfVersion):
     """A version of a store; making one lists the versions of its objects.
 
     Its pickle holds the id of the version: where it is loaded, the versions are listed again.
@@ -64,18 +82,6 @@ class VersionStore(UriStore):
     @override
     def with_read_only(self, read_only: bool = True) -> Self:
         return self
-
-    @override
-    def __str__(self) -> str:
-        return f"{self._where} (version {self.version})"
-
-    @override
-    def _identity(self) -> tuple[object, ...]:
-        return (*super()._identity(), self.version)
-
-    @override
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "version": self.version}
 
     async def _answer(self, key: str, start: int, stop: int) -> Any:
         import obstore
@@ -150,7 +156,7 @@ class VersionStore(UriStore):
             yield name
 
 
-class VersionedFile(FileStore):
+class VersionedFile(_OfVersion, FileStore):
     """A version of a file; making one lists its versions.
 
     Parameters
@@ -176,18 +182,6 @@ class VersionedFile(FileStore):
         super().__init__(uri, storage_options, read_only=True)
         where = self.file_location
         self.version = history_of(where, self._access).commit(version, str(where)).version
-
-    @override
-    def __str__(self) -> str:
-        return f"{self.file_location} (version {self.version})"
-
-    @override
-    def _identity(self) -> tuple[object, ...]:
-        return (*super()._identity(), self.version)
-
-    @override
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "version": self.version}
 
     @property
     @override

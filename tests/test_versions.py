@@ -170,6 +170,8 @@ def test_what_is_no_version_is_refused(past: Past, s3: S3Server) -> None:
         lz.open(past.uri, past.options, version=lz.versions(past.uri, past.options)[0])  # type: ignore[arg-type]
     with pytest.raises(errors.NotFoundError, match="nor was there"):
         lz.versions(f"{past.uri}x", past.options)
+    with pytest.raises(errors.NotFoundError, match="lobster-zarr ls"):
+        lz.versions(past.uri.rpartition("/")[0], past.options)
     plain = s3.bucket("versions-none")
     convert(cells(), f"{plain}/a.zarr", storage_options=past.options)
     for call in (lambda u: lz.versions(u, past.options), lambda u: lz.rollback(u, "null", past.options)):

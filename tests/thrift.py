@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 
 IN_CI = bool(os.environ.get("CI"))
 HALVED = {
-    "test_aggregate", "test_backends", "test_blocks", "test_cachedstore", "test_canary", "test_cluster", "test_commit",
-    "test_convert", "test_doctor", "test_features", "test_lazy", "test_mucluster", "test_muconvert", "test_muexport",
-    "test_multimodal", "test_murequests", "test_muverify", "test_readers", "test_requests", "test_verify",
-    "test_versions", "test_xarrays",
+    "test_aggregate", "test_backends", "test_convert", "test_lazy", "test_mucluster", "test_muconvert", "test_muexport",
+    "test_multimodal", "test_muverify",
 }  # fmt: skip
 
 
