@@ -62,6 +62,9 @@ def run_cell(source: str, name: str, namespace: dict) -> list[dict]:
 
 def run(path: Path) -> list[list[dict]]:
     """Run a notebook in the working directory; return the outputs of each of its code cells."""
+    from matplotlib import pyplot as plt
+
+    plt.close("all")  # what an example of the documentation has drawn in this process is not the notebook's
     namespace = {"__name__": "__notebook__"}
     cells = code_cells(json.loads(path.read_text(encoding="utf-8")))
     with warnings.catch_warnings(), mpl.rc_context({"backend": "agg"}):
